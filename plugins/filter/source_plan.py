@@ -1,0 +1,86 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Name what a description of a build gives on a platform."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+Build = dict[str, Any]
+
+# What decides the bytes of an artifact, and so its name. Where the archive comes from does not.
+FINGERPRINTED = ("name", "version", "sha256", "prefix", "configure", "environment", "make", "install", "strip")
+DEFAULTS: Build = {
+    "configure": [],
+    "environment": {},
+    "make": [[]],
+    "install": ["install"],
+    "strip": True,
+    "build_packages": [],
+    "links": [],
+    "install_on": "all",
+    "expose_in": None,
+}
+FINGERPRINT_LENGTH = 12  # hexadecimal digits: 48 bits, for a handful of releases
+
+
+def source_plan(builds: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[Build]:
+    """Add to each description of a build what follows from it on a platform.
+
+    :param builds: descriptions as in ``source_build_builds``; one may link to those before it.
+    :param facts: ``ansible_facts`` of a host of that platform.
+    :return: the descriptions with defaults and ``release`` (folder name), ``path`` (its folder),
+        ``artifact`` (file name in the cache) and ``configure`` (with ``@name@`` put in as the
+        folder of that build).
+    :raises AnsibleFilterError: a build links to one that is not before it.
+    """
+    platform = [facts["distribution"], facts["distribution_major_version"], facts["architecture"]]
+    plan: dict[str, Build] = {}
+    for given in builds:
+        build = {**DEFAULTS, **given}
+        for name in build["links"]:
+            if name not in plan:
+                raise AnsibleFilterError(
+                    f"the build {build['name']} links to {name}, which is not before it in source_build_builds"
+                )
+        linked = [plan[name] for name in build["links"]]
+        decisive = [
+            {key: build[key] for key in FINGERPRINTED},
+            [other["release"] for other in linked],
+            platform,
+        ]
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        release = f"{build['version']}-{digest[:FINGERPRINT_LENGTH]}"
+        build.update(
+            release=release,
+            path=f"{build['prefix']}/{release}",
+            artifact=f"{build['name']}-{release}.tar.gz",
+        )
+        for key in ("configure", "environment"):
+            build[key] = _with_paths(build[key], linked)
+        plan[build["name"]] = build
+    return list(plan.values())
+
+
+def _with_paths(value: Any, linked: Sequence[Build]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_paths(item, linked) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_paths(item, linked) for item in value]
+    text = str(value)
+    for other in linked:
+        text = text.replace(f"@{other['name']}@", other["path"])
+    return text
+
+
+class FilterModule:
+    """Filters of the role source_build."""
+
+    def filters(self) -> dict[str, Any]:
+        return {"source_plan": source_plan}

@@ -1,0 +1,256 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of the modules share: running a module, and real and scripted memcacheds."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import getpass
+import io
+import ipaddress
+import itertools
+import json
+import shutil
+import socket
+import socketserver
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from ansible.module_utils import basic
+
+RunModule = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run_module(monkeypatch: pytest.MonkeyPatch) -> RunModule:
+    """A function that runs a module's main() with options and returns its result.
+
+    check and diff set the modes. "failed" is in every result.
+    """
+
+    def run(
+        module: ModuleType, options: dict[str, Any], check: bool = False, diff: bool = False
+    ) -> dict[str, Any]:
+        arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": diff}
+        monkeypatch.setattr(
+            basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode()
+        )
+        # ansible-core 2.19 and later also ask how the arguments are serialized.
+        monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as ended:
+            module.main()
+        result = json.loads(output.getvalue())
+        assert (ended.value.code != 0) == result.setdefault("failed", False)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> str:
+    """A key no other test uses: the memcacheds are shared."""
+    return f"{request.node.name.split('[')[0]}:{next(_numbers)}"
+
+
+_numbers = itertools.count()
+
+
+class Memcached:
+    """A running memcached: options holds the module options that reach it."""
+
+    def __init__(self, options: dict[str, Any], log: Path) -> None:
+        self.options = options
+        self.log = log
+
+    def raw(self, command: bytes) -> bytes:
+        """What it answers, without TLS and within a moment, to raw protocol text."""
+        if "socket" in self.options:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(self.options["socket"])
+        else:
+            connection = socket.create_connection(("127.0.0.1", self.options["port"]))
+        with connection:
+            connection.sendall(command + b"\r\nquit\r\n")
+            with connection.makefile("rb") as answer:
+                return answer.read()
+
+
+@pytest.fixture(scope="session")
+def start_memcached(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., Memcached]]:
+    """A function that starts a memcached with some arguments, until the end of the session."""
+    binary = shutil.which("memcached", path="/usr/bin:/usr/local/bin:/bin")
+    if binary is None:
+        pytest.skip("memcached is not installed (package memcached)")
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str, unix: bool = False) -> Memcached:
+        directory = tmp_path_factory.mktemp("memcached")
+        log = directory / "log"
+        options: dict[str, Any] = {}
+        if unix:
+            options["socket"] = str(directory / "s")
+            listen = ["-s", options["socket"]]
+        else:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                options["port"] = free.getsockname()[1]
+            listen = ["-l", "127.0.0.1", "-p", str(options["port"])]
+        # memcached refuses to run as root unless it is told to.
+        command = [binary, "-u", getpass.getuser(), "-t", "1", *listen, *arguments]
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output)
+        processes.append(process)
+        memcached = Memcached(options, log)
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                memcached.raw(b"version")
+                return memcached
+            if process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise RuntimeError(f"{command} did not start: {log.read_text()}")
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def memcached(start_memcached: Callable[..., Memcached]) -> Memcached:
+    """A memcached as it is by default."""
+    return start_memcached()
+
+
+@pytest.fixture(scope="session")
+def unix_memcached(start_memcached: Callable[..., Memcached]) -> Memcached:
+    """A memcached on a Unix socket."""
+    return start_memcached(unix=True)
+
+
+@pytest.fixture(scope="session")
+def login_memcached(
+    start_memcached: Callable[..., Memcached], tmp_path_factory: pytest.TempPathFactory
+) -> Memcached:
+    """A memcached that asks for the login of deploy, password "open sesame"."""
+    users = tmp_path_factory.mktemp("users") / "users"
+    users.write_text("other:x\ndeploy:open sesame\n")
+    return start_memcached("-Y", str(users))
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of PEM files: ca, other_ca, cert (for cache.example.test) and key, both of ca.
+
+    The certificate serves as the server's and as a client's; locked_key needs a pass phrase.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    directory = tmp_path_factory.mktemp("certificates")
+    today = datetime.datetime(2024, 1, 1)
+    pem = serialization.Encoding.PEM
+
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    def write(file: str, content: bytes) -> str:
+        (directory / file).write_bytes(content)
+        return str(directory / file)
+
+    def build(subject: str, issuer: str, public: Any, signer: Any, is_ca: bool) -> bytes:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name(subject))
+            .issuer_name(name(issuer))
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(today)
+            .not_valid_after(today + datetime.timedelta(days=36500))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName(
+                    [x509.DNSName(subject), x509.IPAddress(ipaddress.ip_address("192.0.2.1"))]
+                ),
+                critical=False,
+            )
+        )
+        return builder.sign(signer, hashes.SHA256()).public_bytes(pem)
+
+    def private(key: Any, lock: Any) -> bytes:
+        return key.private_bytes(pem, serialization.PrivateFormat.PKCS8, lock)
+
+    paths = {}
+    unlocked = serialization.NoEncryption()
+    for ca in ("other_ca", "ca"):
+        ca_key = ec.generate_private_key(ec.SECP256R1())
+        paths[ca] = write(ca, build(ca, ca, ca_key.public_key(), ca_key, True))
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = build("cache.example.test", "ca", key.public_key(), ca_key, False)
+    paths["cert"] = write("cert", certificate)
+    paths["key"] = write("key", private(key, unlocked))
+    paths["other_key"] = write("other_key", private(ca_key, unlocked))
+    locked = serialization.BestAvailableEncryption(b"phrase")
+    paths["locked_key"] = write("locked_key", private(key, locked))
+    return paths
+
+
+class ScriptedMemcached(socketserver.ThreadingTCPServer):
+    """A server that answers commands by a table, for what a real memcached does not do at will.
+
+    answers gives the answer by a command's beginning; the default is "ERROR", and b"" closes the
+    connection. commands are the lines it got.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, answers: dict[str, bytes]) -> None:
+        self.answers = {"version": b"VERSION 1.5.22\r\n", **answers}
+        self.commands: list[str] = []
+        super().__init__(("127.0.0.1", 0), _Script)
+        self.options = {"port": self.server_address[1]}
+
+
+class _Script(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        server = self.server
+        assert isinstance(server, ScriptedMemcached)
+        for line in self.rfile:
+            command = line.decode().strip()
+            server.commands.append(command)
+            if command.startswith("set "):
+                self.rfile.read(int(command.split()[4]) + 2)
+            matching = [start for start in server.answers if command.startswith(start)]
+            answer = server.answers[max(matching, key=len)] if matching else b"ERROR\r\n"
+            if not answer:
+                return
+            self.wfile.write(answer)
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[[dict[str, bytes]], ScriptedMemcached]]:
+    """A function that starts a ScriptedMemcached with a table of answers."""
+    servers: list[ScriptedMemcached] = []
+
+    def start(answers: dict[str, bytes]) -> ScriptedMemcached:
+        server = ScriptedMemcached(answers)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""The commands behind the Makefile: make a lab on this machine, run the site or the tests in it.
+
+Needs nothing but the system's Python. Everything it makes lives below one folder, ``.cache`` in the
+checkout (``TENFOLD_CACHE``), and in containers and networks labelled ``tenfold.scenario``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import engine
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("TENFOLD_CACHE", ROOT / ".cache"))
+VENV = CACHE / "venv"
+STAND_IN = "el-stand-in"
+
+# Images with systemd that a person can name: `make test EL=alma9`. Any other reference is taken as
+# it is. Debian has no well-kept image with systemd, so the lab builds its own from Debian's packages.
+EL_IMAGES = {
+    "rocky9": "rockylinux/rockylinux:9-ubi-init",
+    "rocky10": "rockylinux/rockylinux:10-ubi-init",
+    "alma9": "almalinux/9-init",
+    "alma10": "almalinux/10-init",
+    "ubi9": "redhat/ubi9-init",
+    "ubi10": "redhat/ubi10-init",
+}
+
+
+class LabError(RuntimeError):
+    """The lab can't be made; the message says what to do about it."""
+
+
+class Timings:
+    """Wall seconds of each step, told as they end and as one line at the end."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, float] = {}
+
+    def run(self, name: str, step: Callable[[], object]) -> object:
+        """Run `step`, tell how it went, and return what it returned."""
+        print(f"==> {name}", flush=True)
+        start = time.monotonic()
+        result = step()
+        self.steps[name] = time.monotonic() - start
+        told = f": {result}" if isinstance(result, str) else ""
+        print(f"    {name} took {self.steps[name]:.1f} s{told}", flush=True)
+        return result
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.steps.items())
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
+    """Run a command with its output shown.
+
+    :raises LabError: it ended with another status than 0.
+    """
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=env, check=False)
+    if done.returncode != 0:
+        raise LabError(f"{' '.join(map(str, command))} ended with status {done.returncode}")
+
+
+def output(*command: str | Path) -> str:
+    """Run a command with its progress shown and return what it printed on standard output."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise LabError(f"{' '.join(map(str, command))} ended with status {done.returncode}")
+    return done.stdout.strip()
+
+
+def make_venv() -> str:
+    """Install the locked tools, and make the checkout importable as the collection it is."""
+    stamp = VENV / "requirements.txt"
+    lock = ROOT / "requirements.txt"
+    link = CACHE / "collections/ansible_collections/tenfold/stack"
+    if not link.is_symlink():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(ROOT)
+    if stamp.exists() and stamp.read_bytes() == lock.read_bytes():
+        return "up to date"
+    shutil.rmtree(VENV, ignore_errors=True)
+    run(sys.executable, "-m", "venv", VENV)
+    # Quiet, but a minute of silence makes people doubt.
+    print("    installing the locked Python tools (about a minute)", flush=True)
+    pip = (VENV / "bin/pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "--require-hashes", "--requirement", lock)
+    shutil.copyfile(lock, stamp)
+    return "installed"
+
+
+def make_images() -> dict[str, str]:
+    """Find or build the images of the test hosts.
+
+    :return: ``TENFOLD_IMAGE_EL`` and ``TENFOLD_IMAGE_DEBIAN``.
+    """
+    build = ROOT / "tests/images/build.py"
+    wanted = os.environ.get("EL") or "auto"
+    image = EL_IMAGES.get(wanted, wanted)
+    if wanted == "auto":
+        image = EL_IMAGES["rocky9"] if _pull(EL_IMAGES["rocky9"]) else STAND_IN
+    elif wanted != STAND_IN and not _pull(image):
+        raise LabError(f"the image {image} can't be had: name another one in EL, or EL={STAND_IN}")
+    if image == STAND_IN:
+        print("    no registry of images answers: the RHEL family is a stand-in", flush=True)
+        image = output(sys.executable, build, STAND_IN)
+    return {
+        "TENFOLD_IMAGE_EL": image,
+        "TENFOLD_IMAGE_DEBIAN": output(sys.executable, build, "debian"),
+    }
+
+
+def _pull(image: str) -> bool:
+    try:
+        done = subprocess.run(
+            ["docker", "pull", "--quiet", image], capture_output=True, timeout=300, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def make_sources() -> str:
+    """Fetch the source archives that the test hosts build from."""
+    return output(sys.executable, ROOT / "tests/sources/fetch.py", CACHE / "sources")
+
+
+def prepare(timings: Timings) -> dict[str, str]:
+    """Make all that the site and the tests need.
+
+    :return: the environment to run Molecule and the tests in.
+    """
+    timings.run("engine", lambda: engine.up(CACHE / "engine"))
+    with ThreadPoolExecutor() as pool:  # one waits for the network while another compiles
+        venv = pool.submit(timings.run, "venv", make_venv)
+        sources = pool.submit(timings.run, "sources", make_sources)
+        images = pool.submit(timings.run, "images", make_images)
+        venv.result()
+        sources.result()
+        image_env = images.result()
+    assert isinstance(image_env, dict)
+    return environment() | image_env
+
+
+def environment() -> dict[str, str]:
+    """Give the environment in which the installed tools find this checkout as a collection."""
+    return os.environ | {
+        "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
+        "TENFOLD_CACHE": str(CACHE),
+        "TENFOLD_SOURCES": str(CACHE / "sources"),
+        "ANSIBLE_HOME": str(CACHE / "ansible"),
+        "ANSIBLE_COLLECTIONS_PATH": str(CACHE / "collections"),
+        "MOLECULE_GLOB": "molecule/*/molecule.yml",
+        "PYTHONPATH": str(CACHE / "collections"),
+    }
+
+
+def site(tags: str) -> None:
+    """Bring up the example site, verify it, and leave it running."""
+    timings = Timings()
+    env = prepare(timings)
+    molecule = VENV / "bin/molecule"
+    extra = ("--", "--tags", tags) if tags else ()
+    timings.run("create", lambda: run(molecule, "create", "-s", "site", env=env))
+    timings.run("converge", lambda: run(molecule, "converge", "-s", "site", *extra, env=env))
+    timings.run("verify", lambda: run(molecule, "verify", "-s", "site", env=env))
+    print(f"\nThe site runs. Wall time: {timings}. `make clean` ends it.")
+
+
+def test(scenario: str) -> None:
+    """Run everything that proves the collection, or one scenario of it."""
+    env = prepare(Timings())
+    chosen = ("tests/test_scenarios.py", "-k", f"[{scenario}]") if scenario else ("tests",)
+    os.chdir(ROOT)
+    # The runner takes this process's place: its closing lines are the last that is printed.
+    os.execve(VENV / "bin/pytest", ["pytest", *chosen], env)
+
+
+def clean() -> None:
+    """End the containers and networks of the lab, the engine if it was started here, the cache."""
+    if engine.answers():
+        label = "label=tenfold.scenario"
+        if containers := output("docker", "ps", "-aq", "--filter", label).split():
+            run("docker", "rm", "--force", "--volumes", *containers)
+        if networks := output("docker", "network", "ls", "-q", "--filter", label).split():
+            run("docker", "network", "rm", *networks)
+    print(engine.down(CACHE / "engine"))
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+def main() -> int:
+    """Run one command; give the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("site").add_argument("--tags", default="")
+    commands.add_parser("test").add_argument("--scenario", default="")
+    commands.add_parser("clean")
+    commands.add_parser("venv")
+    args = parser.parse_args()
+    try:
+        match args.command:
+            case "site":
+                site(args.tags)
+            case "test":
+                test(args.scenario)
+            case "clean":
+                clean()
+            case "venv":
+                print(make_venv())
+    except (LabError, engine.EngineError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
