@@ -94,7 +94,7 @@ def make_venv() -> str:
     run(sys.executable, "-m", "venv", VENV)
     # Quiet, but a minute of silence makes people doubt.
     print("    installing the locked Python tools (about a minute)", flush=True)
-    pip = (VENV / "bin/pip", "install", "--quiet", "--disable-pip-version-check")
+    pip = (VENV / "bin/pip", "install", "-qq", "--disable-pip-version-check")
     run(*pip, "--require-hashes", "--requirement", lock)
     shutil.copyfile(lock, stamp)
     return "installed"
@@ -161,6 +161,7 @@ def environment() -> dict[str, str]:
         "TENFOLD_SOURCES": str(CACHE / "sources"),
         "ANSIBLE_HOME": str(CACHE / "ansible"),
         "ANSIBLE_COLLECTIONS_PATH": str(CACHE / "collections"),
+        "MOLECULE_COMMAND_BORDERS": "false",  # they break the tables of a play
         "MOLECULE_GLOB": "molecule/*/molecule.yml",
         "PYTHONPATH": str(CACHE / "collections"),
     }

@@ -77,7 +77,7 @@ options:
     type: str
   login_password:
     description:
-      - Password of O(login_user).
+      - Password of O(login_user). memcached allows no spaces in it.
     type: str
 requirements:
   - pymemcache >= 3.5.0 (package C(python3-pymemcache) on Debian and, from EPEL, on Enterprise

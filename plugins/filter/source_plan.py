@@ -40,7 +40,7 @@ def source_plan(builds: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -
         folder of that build).
     :raises AnsibleFilterError: a build links to one that is not before it.
     """
-    platform = [facts["distribution"], facts["distribution_major_version"], facts["architecture"]]
+    platform = [facts[key] for key in ("distribution", "distribution_major_version", "architecture")]
     plan: dict[str, Build] = {}
     for given in builds:
         build = {**DEFAULTS, **given}
@@ -79,8 +79,36 @@ def _with_paths(value: Any, linked: Sequence[Build]) -> Any:
     return text
 
 
+def source_orders(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Choose for each missing artifact one host to compile it: the first that lacks it.
+
+    :param hosts: variables of the hosts of a play, as from ``hostvars``. Those that lack something have
+        a ``__source_build_plan`` and artifacts in ``__source_build_installed.missing``.
+    :return: host name -> names of the builds that it has to make, with those that these link to.
+    """
+    chosen: set[str] = set()
+    orders: dict[str, list[str]] = {}
+    for host in hosts:
+        lacking = set((host.get("__source_build_installed") or {}).get("missing") or ()) - chosen
+        names = [
+            name
+            for build in (host["__source_build_plan"] if lacking else ())
+            if build["artifact"] in lacking
+            for name in [*build["links"], build["name"]]
+        ]
+        if names:
+            orders[host["inventory_hostname"]] = list(dict.fromkeys(names))
+        chosen |= lacking
+    return orders
+
+
+def pick(value: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Give a mapping with only some of its keys, in the order they are named."""
+    return {key: value[key] for key in keys}
+
+
 class FilterModule:
     """Filters of the role source_build."""
 
     def filters(self) -> dict[str, Any]:
-        return {"source_plan": source_plan}
+        return {"source_plan": source_plan, "source_orders": source_orders, "pick": pick}

@@ -61,7 +61,10 @@ TEXT_STATS = frozenset(
 # memcached's protocol description calls these booleans, and it writes them as 0 and 1.
 ZERO_ONE_STATS = frozenset({"accepting_conns", "hash_is_expanding", "slab_reassign_running"})
 
-WORDS = {"yes": True, "on": True, "no": False, "off": False, "NULL": None, "(null)": None, "": None}
+SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
+
+# How memcached writes that it has none, depending on the setting and the version.
+NO_VALUE = frozenset({"NULL", "(null)", ""})
 
 CONNECTION_CONSTRAINTS: dict[str, Any] = {
     "mutually_exclusive": [("socket", "host"), ("socket", "port")],
@@ -153,10 +156,12 @@ def parse_ttl(reply: bytes) -> int | None:
 
 def typed_stat(name: str, value: str) -> int | float | bool | str | None:
     """One statistic as the type it has; a "NULL" or an empty one is None."""
-    if value in WORDS and (name not in TEXT_STATS or WORDS[value] is None):
-        return WORDS[value]
+    if value in NO_VALUE:
+        return None
     if name in TEXT_STATS:
         return value
+    if value in SWITCHES:
+        return SWITCHES[value]
     if name in ZERO_ONE_STATS and value in ("0", "1"):
         return value == "1"
     if re.fullmatch(r"-?[0-9]+", value):
@@ -272,11 +277,12 @@ class MemcachedClient:
                 raise MemcachedError(f"{name} is {params[name]}: give seconds greater than 0.")
         if not 0 < params["port"] < 65536:
             raise MemcachedError(f"port is {params['port']}: give a number from 1 to 65535.")
-        if " " in (params["login_user"] or ""):
-            raise MemcachedError(
-                "login_user holds a space, which ends the user name in memcached's login: give the "
-                "name as it is in the authentication file."
-            )
+        for name in ("login_user", "login_password"):
+            if " " in (params[name] or ""):
+                raise MemcachedError(
+                    f"{name} holds a space, which memcached takes for the end of a name or "
+                    "password: choose another one for the authentication file."
+                )
         self._params = params
         self._warn = warn
         self._tls = tls_context(params)
@@ -364,8 +370,8 @@ class MemcachedClient:
                     f"{to_text(end)!r} to 'stats {section}'."
                 )
             # "STAT <name> <value>", where the value may be missing or have spaces.
-            fields = [(to_text(line).split(" ", 2) + [""])[1:3] for line in lines]
-            return {name: value for name, value in fields}
+            fields = [to_text(line).split(" ", 2) + [""] for line in lines]
+            return {field[1]: field[2] for field in fields}
 
     def server_time(self) -> int:
         """The server's clock, as a Unix time in seconds."""
@@ -430,7 +436,7 @@ class MemcachedClient:
         except memcache_errors.MemcacheClientError as exc:
             raise MemcachedError(
                 f"memcached at {self.address} refused the login of {user}: compare login_user and "
-                "login_password with its authentication file, which it reads at start."
+                "login_password with its authentication file."
             ) from exc
         self._read_version()
 
@@ -526,7 +532,7 @@ def open_client(module: AnsibleModule) -> MemcachedClient:
     if PYMEMCACHE_IMPORT_ERROR:
         module.fail_json(
             msg=missing_required_lib("pymemcache")
-            + " Install the package python3-pymemcache (on Enterprise Linux it is in EPEL), or "
+            + ". Install the package python3-pymemcache (on Enterprise Linux it is in EPEL), or "
             "pymemcache with pip.",
             exception=PYMEMCACHE_IMPORT_ERROR,
         )

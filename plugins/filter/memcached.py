@@ -1,0 +1,210 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turn the variables of the role memcached into what the daemon and systemd take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+# Kept beside `connections`: memcached holds a few descriptors per thread, for its listeners, its
+# logger and its crawler, and does not start when it can't have them.
+SPARE_DESCRIPTORS = 256
+DESCRIPTORS_PER_THREAD = 16
+
+UNIT_FILE = "/etc/systemd/system/memcached@.service"
+
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}  # where to reach such a listener
+
+Instance = dict[str, Any]
+
+
+def memcached_instance(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], environment_folder: str
+) -> Instance:
+    """Complete the description of an instance.
+
+    :param given: an element of ``memcached_instances``.
+    :param defaults: values for ``listen``, ``port``, ``memory``, ``connections``, ``threads`` and ``user``.
+    :param environment_folder: where the platform keeps the environment files of services.
+    :return: the description with all its values, and
+
+        * ``unit``, ``environment_file``, ``drop_in`` and ``auth_file``: names and paths,
+        * ``files``: those that it reads only when it starts,
+        * ``sockets``: the addresses it listens on, each with ``address`` and ``port``,
+        * ``places``: the same, or its socket's path, for people,
+        * ``options``: its arguments beyond ``-p -u -m -c``, ``rehearsal``: all its arguments for a
+          trial run that touches neither the ports nor the files of the running one,
+        * ``ready``: where it answers as soon as it serves, ``address/port`` or a socket's path,
+        * ``descriptors``: how many files it may open.
+
+    :raises AnsibleFilterError: a value can't be passed to the daemon.
+    """
+    instance: Instance = {"state": "started", "socket": None, "socket_mode": "0700", **defaults, **given}
+    name = instance["name"]
+    instance.update(
+        unit=f"memcached@{name}.service",
+        environment_file=f"{environment_folder}/memcached-{name}",
+        drop_in=f"{UNIT_FILE}.d/instance.conf".replace("@", f"@{name}"),
+        auth_file=f"/etc/memcached/{name}.auth" if given.get("auth") else None,
+        descriptors=instance["connections"]
+        + DESCRIPTORS_PER_THREAD * instance["threads"]
+        + SPARE_DESCRIPTORS,
+    )
+    instance["files"] = [UNIT_FILE, instance["environment_file"], instance["drop_in"]]
+    instance["sockets"] = [] if instance["socket"] else _sockets(instance)
+    instance["places"] = [f"{place['address']} port {place['port']}" for place in instance["sockets"]] or [
+        instance["socket"]
+    ]
+    instance["ready"] = instance["socket"] or "{address}/{port}".format(**_nearest(instance["sockets"]))
+    extended = list(instance.get("extended", ()))
+    safe = ["-t", instance["threads"], *_tls(instance, extended), *_security(instance), *_further(instance)]
+    place = (
+        ["-s", instance["socket"], "-a", instance["socket_mode"]]
+        if instance["socket"]
+        else ["-l", ",".join(map(str, instance["listen"])), "-U", 0]
+    )
+    instance["options"] = _words(name, [*place, *safe, *_joined(extended)])
+    # A trial run must not touch what the running daemon keeps on disk.
+    harmless = [option for option in extended if not str(option).startswith("ext_path=")]
+    limits = ["-u", instance["user"], "-m", instance["memory"], "-c", instance["connections"]]
+    # Port -1: the kernel chooses a free one.
+    trial = ["-p", -1, "-l", "127.0.0.1", "-U", 0]
+    instance["rehearsal"] = _words(name, [*trial, *limits, *safe, *_joined(harmless)])
+    return instance
+
+
+def _sockets(instance: Instance) -> list[dict[str, Any]]:
+    found = []
+    for entry in instance["listen"]:
+        address, port = str(entry).removeprefix("notls:"), instance["port"]
+        if address.startswith("["):  # [v6]:port
+            address, _, rest = address[1:].partition("]")
+            port = rest.removeprefix(":") or port
+        elif address.count(":") == 1:
+            address, _, port = address.partition(":")
+        found.append({"address": address, "port": int(port)})
+    if not found:
+        raise AnsibleFilterError(
+            f"the memcached instance {instance['name']} listens nowhere: set its listen or its socket"
+        )
+    return found
+
+
+def _nearest(sockets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    first = sockets[0]
+    return {"address": ANY_ADDRESS.get(first["address"], first["address"]), "port": first["port"]}
+
+
+def _tls(instance: Instance, extended: list[Any]) -> list[Any]:
+    if not (tls := instance.get("tls")):
+        return []
+    extended += [f"ssl_chain_cert={tls['certificate']}", f"ssl_key={tls['key']}"]
+    if tls.get("ca"):
+        extended.append(f"ssl_ca_cert={tls['ca']}")
+    if tls.get("verify_clients"):
+        extended.append("ssl_verify_mode=2")
+    return ["-Z"]
+
+
+def _security(instance: Instance) -> list[Any]:
+    auth = ["-Y", instance["auth_file"]] if instance["auth_file"] else []
+    return auth + (["-S"] if instance.get("sasl") else [])
+
+
+def _further(instance: Instance) -> list[Any]:
+    words: list[Any] = ["-I", instance["max_item_size"]] if instance.get("max_item_size") else []
+    for long_name, value in (instance.get("options") or {}).items():
+        if value is True:
+            words.append(f"--{long_name}")
+        elif value is not False and value is not None:
+            words.append(f"--{long_name}={value}")
+    return words
+
+
+def _joined(extended: Sequence[Any]) -> list[str]:
+    return ["-o", ",".join(map(str, extended))] if extended else []
+
+
+def _words(name: str, words: Sequence[Any]) -> list[str]:
+    texts = [str(word) for word in words]
+    for text in texts:
+        # systemd splits the variable at white space, and quotes would reach the daemon as they are.
+        if any(character.isspace() or character in "\"'\\$%" for character in text):
+            raise AnsibleFilterError(
+                f"the memcached instance {name} can't be given the argument {text!r}: systemd would change its "
+                "white space, quotes, backslashes, dollar or percent signs. Use a value without them"
+            )
+    return texts
+
+
+def feature_flag(feature: Mapping[str, Any], chosen: Sequence[str]) -> str:
+    """Give configure's argument for a feature.
+
+    :param feature: ``key``, its name, and ``value``, the arguments with and without it.
+    :param chosen: names of the features that are wanted.
+    """
+    return str(feature["value"][0 if feature["key"] in chosen else 1])
+
+
+def port_conflicts(
+    instance: Mapping[str, Any], listeners: Sequence[Mapping[str, Any]], own: Sequence[str]
+) -> list[str]:
+    """Tell what holds the ports that an instance is to listen on.
+
+    :param instance: from `memcached_instance`.
+    :param listeners: as returned by the module ``memcached_host_info``.
+    :param own: units of the instances that are managed here; they make room for each other.
+    :return: a phrase for each port that something else holds.
+    """
+    conflicts = []
+    for socket in instance["sockets"]:
+        for other in listeners:
+            if (
+                other["protocol"] == "tcp"
+                and other["port"] == socket["port"]
+                and other["unit"] not in own
+                and (other["address"] == socket["address"] or {other["address"], socket["address"]} & set(ANY_ADDRESS))
+            ):
+                holder = f"{other['process'] or 'a process'} (pid {other['pid']}, {other['unit'] or 'no unit'})"
+                conflicts.append(f"{other['address']}:{other['port']} is held by {holder}")
+    return conflicts
+
+
+def instances_to_restart(
+    wanted: Sequence[Instance], host: Mapping[str, Any], release: str, changed_files: Sequence[str]
+) -> list[Instance]:
+    """Choose the instances that run on something else than they should.
+
+    :param wanted: from `memcached_instance`.
+    :param host: as returned by the module ``memcached_host_info`` before anything was changed.
+    :param release: the release that they should run.
+    :param changed_files: paths of the files that were changed since.
+    :return: those that ran before and have another release, or files that are newer than they are.
+    """
+    states = host["instances"]
+    return [
+        instance
+        for instance in wanted
+        if states[instance["name"]]["active"]
+        and (
+            states[instance["name"]]["release"] != release
+            or states[instance["name"]]["outdated"]
+            or set(instance["files"]) & set(changed_files)
+        )
+    ]
+
+
+class FilterModule:
+    """Filters of the role memcached."""
+
+    def filters(self) -> dict[str, Any]:
+        return {
+            "memcached_instance": memcached_instance,
+            "feature_flag": feature_flag,
+            "instances_to_restart": instances_to_restart,
+            "port_conflicts": port_conflicts,
+        }

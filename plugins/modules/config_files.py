@@ -1,0 +1,283 @@
+#!/usr/bin/python
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Write configuration files that belong together, as one."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: config_files
+short_description: Write configuration files that belong together, checked as a whole before any is replaced
+version_added: 0.1.0
+author: Tenfold maintainers (@tenfold-stack)
+description:
+  - Compares a set of files with what the host has, in one call. Where something differs, all files are first written to
+    a scratch folder that mirrors their places, the commands of O(validate) are run on that, and only if each of them
+    is satisfied are the files moved to their places.
+  - Use M(ansible.builtin.template) for a file that stands alone. This module is for files that a daemon can only check
+    together, and for fleets, where each task costs a call to every host.
+  - Contents usually come from P(ansible.builtin.template#lookup).
+options:
+  files:
+    description: The files that have to be there.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where the file goes. Its folder is made when it is missing.
+        type: path
+        required: true
+      content:
+        description: What is in it.
+        type: str
+        required: true
+      owner:
+        description: Name of the owning user.
+        type: str
+        default: root
+      group:
+        description: Name of the owning group.
+        type: str
+        default: root
+      mode:
+        description: Permissions, in octal digits.
+        type: str
+        default: "0644"
+  absent:
+    description: Files that must not be there.
+    type: list
+    elements: path
+    default: []
+  validate:
+    description: Commands that check the new files. They are only run when a file differs.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      command:
+        description: The program and its arguments. V({root}) stands for the scratch folder, under which the files lie.
+        type: list
+        elements: str
+        required: true
+      satisfied_by:
+        description: Exit statuses that mean that the files are good.
+        type: list
+        elements: int
+        default: [0]
+      advice:
+        description: What to change when the command is not satisfied. It begins the error message.
+        type: str
+        default: the new configuration was refused
+attributes:
+  check_mode:
+    description: Can run in check mode and tell what would change. The commands of O(validate) are run then, too.
+    support: full
+  diff_mode:
+    description: Shows the difference of each file.
+    support: full
+  platform:
+    description: Target OS it works on.
+    platforms: posix
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Write Postfix's two files, if Postfix takes them together
+  tenfold.stack.config_files:
+    files:
+      - path: /etc/postfix/main.cf
+        content: "{{ lookup('ansible.builtin.template', 'etc/postfix/main.cf.j2') }}"
+      - path: /etc/postfix/master.cf
+        content: "{{ lookup('ansible.builtin.template', 'etc/postfix/master.cf.j2') }}"
+    validate:
+      - command: [postfix, -c, "{root}/etc/postfix", check]
+        advice: change postfix_main or postfix_master
+"""
+
+RETURN = r"""
+changed_files:
+  description: Paths of the files that were written, removed, or given other permissions.
+  returned: success
+  type: list
+  elements: str
+  sample: [/etc/postfix/main.cf]
+"""
+
+import grp
+import os
+import pwd
+import shutil
+import stat
+import tempfile
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+class ConfigError(Exception):
+    """The files can't be written; the message says what to change."""
+
+
+class File:
+    """A file as it is to be."""
+
+    def __init__(self, wanted: dict[str, Any]) -> None:
+        self.path: str = wanted["path"]
+        self.content: bytes = wanted["content"].encode()
+        self.owner: str = wanted["owner"]
+        self.group: str = wanted["group"]
+        self.mode = int(wanted["mode"], 8)
+
+    def before(self) -> dict[str, Any] | None:
+        """Give what is there now, or None where nothing is."""
+        try:
+            info = os.lstat(self.path)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(info.st_mode):
+            raise ConfigError(f"{self.path} is there but is not a regular file: move it out of the way")
+        with open(self.path, "rb") as file:
+            content = file.read()
+        return {
+            "content": content,
+            "owner": name_of(pwd.getpwuid, info.st_uid),
+            "group": name_of(grp.getgrgid, info.st_gid),
+            "mode": stat.S_IMODE(info.st_mode),
+        }
+
+    def after(self) -> dict[str, Any]:
+        """Give what is there when all is done, in the form of `before`."""
+        return {"content": self.content, "owner": self.owner, "group": self.group, "mode": self.mode}
+
+    def write(self, path: str) -> None:
+        """Write the contents to a path that only the owner of this process can read so far."""
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(self.content)
+
+
+def name_of(look_up: Any, number: int) -> str:
+    """Give the name of a user or group number, or the number where it has none."""
+    try:
+        return str(look_up(number)[0])
+    except KeyError:
+        return str(number)
+
+
+def diff_of(path: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, str]:
+    """Give Ansible's form of a difference; permissions are told in the headers."""
+
+    def header(state: dict[str, Any] | None) -> str:
+        return f"{path} ({state['owner']}:{state['group']} {state['mode']:04o})" if state else "/dev/null"
+
+    def text(state: dict[str, Any] | None) -> str:
+        return state["content"].decode(errors="replace") if state else ""
+
+    return {
+        "before": text(before),
+        "after": text(after),
+        "before_header": header(before),
+        "after_header": header(after),
+    }
+
+
+def check(module: AnsibleModule, root: str) -> None:
+    """Run the commands that check the files in the scratch folder.
+
+    :raises ConfigError: one of them is not satisfied.
+    """
+    for validate in module.params["validate"]:
+        command = [part.replace("{root}", root) for part in validate["command"]]
+        code, out, err = module.run_command(command)
+        if code not in validate["satisfied_by"]:
+            told = "\n".join(part.strip() for part in (err, out) if part.strip())
+            raise ConfigError(
+                f"{validate['advice']}. `{' '.join(command)}` ended with status {code}: "
+                f"{told.replace(root, '')}"
+            )
+
+
+def apply(module: AnsibleModule) -> dict[str, Any]:
+    """Compare, check and replace; give the module's result."""
+    files = [File(wanted) for wanted in module.params["files"]]
+    states = [(file, file.before()) for file in files]
+    differing = [(file, before) for file, before in states if before != file.after()]
+    gone = [path for path in module.params["absent"] if os.path.lexists(path)]
+    result = {
+        "changed": bool(differing or gone),
+        "changed_files": [file.path for file, _before in differing] + gone,
+        "diff": [diff_of(file.path, before, file.after()) for file, before in differing]
+        + [{"before": f"{path}\n", "after": ""} for path in gone],
+    }
+    if not differing:
+        if not module.check_mode:
+            for path in gone:
+                os.unlink(path)
+        return result
+    root = tempfile.mkdtemp(prefix="config-", dir=module.tmpdir)
+    try:
+        # All of them, also the unchanged ones: a check of the whole needs the whole.
+        for file in files:
+            file.write(root + file.path)
+        check(module, root)
+        if not module.check_mode:
+            for file, _before in differing:
+                put(module, file)
+            for path in gone:
+                os.unlink(path)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return result
+
+
+def put(module: AnsibleModule, file: File) -> None:
+    """Put a file to its place in one step, with its permissions and its SELinux context."""
+    scratch = f"{file.path}.ansible-new"
+    file.write(scratch)
+    shutil.chown(scratch, file.owner, file.group)
+    os.chmod(scratch, file.mode)
+    module.atomic_move(scratch, file.path, keep_dest_attrs=False)
+    module.set_default_selinux_context(file.path, changed=False)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str", "required": True},
+                    "owner": {"type": "str", "default": "root"},
+                    "group": {"type": "str", "default": "root"},
+                    "mode": {"type": "str", "default": "0644"},
+                },
+            },
+            "absent": {"type": "list", "elements": "path", "default": []},
+            "validate": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "command": {"type": "list", "elements": "str", "required": True},
+                    "satisfied_by": {"type": "list", "elements": "int", "default": [0]},
+                    "advice": {"type": "str", "default": "the new configuration was refused"},
+                },
+            },
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = apply(module)
+    except (ConfigError, OSError, LookupError, ValueError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+#!/usr/bin/python
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Look at what a host has of memcached."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: memcached_host_info
+short_description: Look at what a host has of memcached, in one call
+version_added: 0.1.0
+author: Tenfold maintainers (@tenfold-stack)
+description:
+  - Tells the release in use, which users exist, the state of the units of instances, and who listens on TCP and
+    UDP ports, so that a play can check before it changes anything and skip what is done already.
+  - For what a running daemon says of itself, use M(tenfold.stack.memcached_info).
+options:
+  prefix:
+    description: Folder that holds the releases.
+    type: path
+    required: true
+  users:
+    description: Names of users to look for.
+    type: list
+    elements: str
+    default: []
+  instances:
+    description: The instances to look at.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the instance.
+        type: str
+        required: true
+      files:
+        description: The files that it reads at its start only.
+        type: list
+        elements: path
+        default: []
+attributes:
+  check_mode:
+    description: Changes nothing.
+    support: full
+  diff_mode:
+    description: Changes nothing.
+    support: none
+  platform:
+    description: Target OS it works on.
+    platforms: linux
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Look at the host
+  tenfold.stack.memcached_host_info:
+    prefix: /opt/tenfold/memcached
+    instances:
+      - name: default
+  register: host
+"""
+
+RETURN = r"""
+release:
+  description: Name of the release that C(current) points to, null when there is none.
+  returned: success
+  type: str
+  sample: 1.6.45-0f3c5d6e7a8b
+releases:
+  description: Names of all installed releases.
+  returned: success
+  type: list
+  elements: str
+users:
+  description: Those of the users that exist.
+  returned: success
+  type: list
+  elements: str
+firewalld_active:
+  description: Whether firewalld runs.
+  returned: success
+  type: bool
+instances:
+  description: State of each instance by its name.
+  returned: success
+  type: dict
+  contains:
+    active:
+      description: Whether it runs.
+      type: bool
+    enabled:
+      description: Whether it starts at boot.
+      type: bool
+    release:
+      description: Name of the release that its process runs, null when it does not run.
+      type: str
+    outdated:
+      description: Whether one of its files is newer than its process.
+      type: bool
+listeners:
+  description: Sockets that listen.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    protocol:
+      description: V(tcp) or V(udp).
+      type: str
+    address:
+      description: The address, V(0.0.0.0) or V(::) for all.
+      type: str
+    port:
+      description: The port.
+      type: int
+    pid:
+      description: The process, null when it can't be told.
+      type: int
+    process:
+      description: Name of the process.
+      type: str
+    unit:
+      description: The systemd unit that it belongs to.
+      type: str
+"""
+
+import ipaddress
+import os
+import pwd
+import struct
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.tenfold.stack.plugins.module_utils.source_release import current_release
+
+TCP_LISTEN = "0A"
+UDP_BOUND = "07"
+PROPERTIES = "ActiveState,UnitFileState,MainPID,ExecMainStartTimestampMonotonic"
+
+
+def listeners() -> list[dict[str, Any]]:
+    """Give the listening TCP and UDP sockets of this host with their processes."""
+    sockets = [
+        dict(protocol=name.rstrip("6"), **entry)
+        for name, state in (
+            ("tcp", TCP_LISTEN),
+            ("tcp6", TCP_LISTEN),
+            ("udp", UDP_BOUND),
+            ("udp6", UDP_BOUND),
+        )
+        for entry in read_sockets(f"/proc/net/{name}", state)
+    ]
+    owners = owners_of({entry["inode"] for entry in sockets})
+    for entry in sockets:
+        entry.update(owners.get(entry.pop("inode"), {"pid": None, "process": None, "unit": None}))
+    return sockets
+
+
+def read_sockets(path: str, state: str) -> list[dict[str, Any]]:
+    """Give address, port and inode of the sockets in a state, from a table of the kernel."""
+    try:
+        with open(path, encoding="ascii") as table:
+            rows = [line.split() for line in table.readlines()[1:]]
+    except FileNotFoundError:  # no IPv6 in this kernel
+        return []
+    found = []
+    for row in rows:
+        if row[3] == state:
+            address, port = row[1].split(":")
+            found.append(
+                {"address": decode_address(address), "port": int(port, 16), "inode": row[9]}
+            )
+    return found
+
+
+def decode_address(digits: str) -> str:
+    """Give an address from the kernel's form: 32-bit words in the byte order of the machine."""
+    words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+    return str(ipaddress.ip_address(b"".join(struct.pack("=I", word) for word in words)))
+
+
+def owners_of(inodes: set[str]) -> dict[str, dict[str, Any]]:
+    """Give process and unit of the sockets with these inodes, as far as they can be told."""
+    owners: dict[str, dict[str, Any]] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+        except OSError:  # gone in between, or not ours to look at
+            continue
+        held = {link[8:-1] for link in links if link.startswith("socket:[")} & inodes
+        for inode in held:
+            owners[inode] = {"pid": int(pid), "process": comm_of(pid), "unit": unit_of(pid)}
+    return owners
+
+
+def comm_of(pid: str) -> str | None:
+    """Give the name of a process."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def unit_of(pid: str) -> str | None:
+    """Give the systemd service that a process belongs to."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        for part in reversed(line.split("/")):
+            if part.endswith(".service"):
+                return part
+    return None
+
+
+def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
+    """Give the state of each instance by its name."""
+    wanted = module.params["instances"]
+    if not wanted:
+        return {}
+    units = [f"memcached@{instance['name']}.service" for instance in wanted]
+    _code, out, _err = module.run_command(
+        ["systemctl", "show", f"--property={PROPERTIES}", "--", *units], check_rc=True
+    )
+    states = {}
+    for instance, block in zip(wanted, out.strip().split("\n\n")):
+        unit = dict(line.split("=", 1) for line in block.splitlines())
+        pid = int(unit["MainPID"])
+        # Files carry wall time, systemd gives monotonic time: bring the latter to the former.
+        started = time.time() - time.monotonic() + int(unit["ExecMainStartTimestampMonotonic"]) / 1e6
+        states[instance["name"]] = {
+            "active": unit["ActiveState"] == "active",
+            "enabled": unit["UnitFileState"] == "enabled",
+            "release": running_release(pid, module.params["prefix"]) if pid else None,
+            "outdated": bool(pid) and any(changed_after(path, started) for path in instance["files"]),
+        }
+    return states
+
+
+def changed_after(path: str, moment: float) -> bool:
+    """Tell whether a file was changed after a moment in seconds since the epoch."""
+    try:
+        return os.stat(path).st_mtime > moment
+    except OSError:
+        return False
+
+
+def running_release(pid: int, prefix: str) -> str | None:
+    """Give the release below the prefix that a process runs."""
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+    below = os.path.relpath(program, os.path.realpath(prefix))
+    return None if below.startswith("..") else below.split("/")[0]
+
+
+def exists(user: str) -> bool:
+    """Tell whether a user exists."""
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+def releases_in(prefix: str) -> list[str]:
+    """Give the names of the releases below a prefix."""
+    if not os.path.isdir(prefix):
+        return []
+    return sorted(
+        entry.name
+        for entry in os.scandir(prefix)
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+    )
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "prefix": {"type": "path", "required": True},
+            "users": {"type": "list", "elements": "str", "default": []},
+            "instances": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "files": {"type": "list", "elements": "path", "default": []},
+                },
+            },
+        },
+        supports_check_mode=True,
+    )
+    prefix = module.params["prefix"]
+    module.exit_json(
+        changed=False,
+        release=current_release(prefix),
+        releases=releases_in(prefix),
+        users=[user for user in module.params["users"] if exists(user)],
+        firewalld_active=any(comm_of(pid) == "firewalld" for pid in os.listdir("/proc") if pid.isdigit()),
+        instances=instance_states(module),
+        listeners=listeners(),
+    )
+
+
+if __name__ == "__main__":
+    main()
