@@ -122,9 +122,7 @@ def _start_daemon(state: Path) -> str:
         )
     log = state / "dockerd.log"
     with log.open("ab") as out:
-        daemon = subprocess.Popen(
-            ["dockerd"], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
+        daemon = subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     (state / "dockerd.pid").write_text(f"{daemon.pid}\n")
     deadline = time.monotonic() + START_TIMEOUT
     while not answers():

@@ -72,9 +72,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
 
 def output(*command: str | Path) -> str:
     """Run a command with its progress shown and return what it printed on standard output."""
-    done = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise LabError(f"{' '.join(map(str, command))} ended with status {done.returncode}")
     return done.stdout.strip()
@@ -123,9 +121,7 @@ def make_images() -> dict[str, str]:
 
 def _pull(image: str) -> bool:
     try:
-        done = subprocess.run(
-            ["docker", "pull", "--quiet", image], capture_output=True, timeout=300, check=False
-        )
+        done = subprocess.run(["docker", "pull", "--quiet", image], capture_output=True, timeout=300, check=False)
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

@@ -13,6 +13,7 @@ import json
 import os
 from typing import Any
 
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 
@@ -29,8 +30,14 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = self._execute_module(module_args=args, task_vars=task_vars)
         missing = set(result.get("missing", ()))
         in_cache = {name for name in missing if os.path.exists(os.path.join(cache, name))}
+        lacking = sorted(missing - in_cache)
+        if lacking and not args.get("missing_ok") and not self._task.check_mode:
+            raise AnsibleActionFail(
+                f"there is no artifact {', '.join(lacking)} in {cache}: the host that was to compile it failed, "
+                "and its error says why"
+            )
         if result.get("failed") or not in_cache or self._task.check_mode:
-            return dict(result, missing=sorted(missing - in_cache))
+            return dict(result, missing=lacking)
         remote_folder = self._make_tmp_path()
         releases = []
         for release in args["releases"]:
@@ -44,8 +51,6 @@ class ActionModule(ActionBase):
             releases.append(release)
         self._fixup_perms2((remote_folder,), execute=False)
         try:
-            return self._execute_module(
-                module_args=dict(args, releases=releases), task_vars=task_vars
-            )
+            return self._execute_module(module_args=dict(args, releases=releases), task_vars=task_vars)
         finally:
             self._remove_tmp_path(remote_folder)

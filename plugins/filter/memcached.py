@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -22,9 +22,7 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}  # where t
 Instance = dict[str, Any]
 
 
-def memcached_instance(
-    given: Mapping[str, Any], defaults: Mapping[str, Any], environment_folder: str
-) -> Instance:
+def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], environment_folder: str) -> Instance:
     """Complete the description of an instance.
 
     :param given: an element of ``memcached_instances``.
@@ -50,9 +48,7 @@ def memcached_instance(
         environment_file=f"{environment_folder}/memcached-{name}",
         drop_in=f"{UNIT_FILE}.d/instance.conf".replace("@", f"@{name}"),
         auth_file=f"/etc/memcached/{name}.auth" if given.get("auth") else None,
-        descriptors=instance["connections"]
-        + DESCRIPTORS_PER_THREAD * instance["threads"]
-        + SPARE_DESCRIPTORS,
+        descriptors=instance["connections"] + DESCRIPTORS_PER_THREAD * instance["threads"] + SPARE_DESCRIPTORS,
     )
     instance["files"] = [UNIT_FILE, instance["environment_file"], instance["drop_in"]]
     instance["sockets"] = [] if instance["socket"] else _sockets(instance)
@@ -150,28 +146,79 @@ def feature_flag(feature: Mapping[str, Any], chosen: Sequence[str]) -> str:
     return str(feature["value"][0 if feature["key"] in chosen else 1])
 
 
-def port_conflicts(
-    instance: Mapping[str, Any], listeners: Sequence[Mapping[str, Any]], own: Sequence[str]
+def memcached_problems(
+    instances: Sequence[Instance], host: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[str]:
-    """Tell what holds the ports that an instance is to listen on.
+    """Tell why a host can't run its instances, before anything on it is changed.
 
-    :param instance: from `memcached_instance`.
-    :param listeners: as returned by the module ``memcached_host_info``.
-    :param own: units of the instances that are managed here; they make room for each other.
-    :return: a phrase for each port that something else holds.
+    :param instances: from `memcached_instance`, also those that are to be absent.
+    :param host: as returned by the module ``memcached_host_info``.
+    :param settings: the role's variables ``version``, ``sha256``, ``known_versions`` and
+        ``memory_share``, and the host's ``memory`` in MB.
+    :return: a sentence for each problem that names the variable to change.
     """
-    conflicts = []
+    wanted = [instance for instance in instances if instance["state"] != "absent"]
+    return [
+        *_unknown_source(settings),
+        *_twice(instances, "name", "Give each a name of its own"),
+        *_twice(wanted, "places", "Give each a port, listen or socket of its own"),
+        *_too_much_memory(wanted, settings),
+        *(problem for instance in wanted for problem in _held_ports(instance, host, instances)),
+    ]
+
+
+def _unknown_source(settings: Mapping[str, Any]) -> list[str]:
+    if settings["sha256"]:
+        return []
+    return [
+        f"No checksum is known for memcached {settings['version']}: set memcached_sha256 to the one that upstream "
+        f"publishes for it, or memcached_version to one of {', '.join(settings['known_versions'])}."
+    ]
+
+
+def _twice(instances: Sequence[Instance], key: str, advice: str) -> list[str]:
+    values = [
+        value
+        for instance in instances
+        for value in (instance[key] if isinstance(instance[key], list) else [instance[key]])
+    ]
+    return [
+        f"Two elements of memcached_instances have {value}. {advice}."
+        for value in sorted({value for value in values if values.count(value) > 1})
+    ]
+
+
+def _too_much_memory(wanted: Sequence[Instance], settings: Mapping[str, Any]) -> list[str]:
+    asked = sum(instance["memory"] for instance in wanted)
+    limit = int(settings["memory"] * settings["memory_share"])
+    if asked <= limit:
+        return []
+    return [
+        f"The memcached instances are to take {asked} MB in all, but this host has {settings['memory']} MB, of which "
+        f"{limit} MB may go to memcached. Lower memcached_memory or the memory of an element of memcached_instances, "
+        f"or raise memcached_memory_share ({settings['memory_share']})."
+    ]
+
+
+def _held_ports(instance: Instance, host: Mapping[str, Any], own: Sequence[Instance]) -> Iterator[str]:
+    # The instances that are managed here make room for each other. Where the process can't be told,
+    # its user says whose it is.
+    units = {other["unit"] for other in own}
+    users = {other["user"] for other in own if host["instances"][other["name"]]["active"]}
     for socket in instance["sockets"]:
-        for other in listeners:
-            if (
-                other["protocol"] == "tcp"
-                and other["port"] == socket["port"]
-                and other["unit"] not in own
-                and (other["address"] == socket["address"] or {other["address"], socket["address"]} & set(ANY_ADDRESS))
-            ):
-                holder = f"{other['process'] or 'a process'} (pid {other['pid']}, {other['unit'] or 'no unit'})"
-                conflicts.append(f"{other['address']}:{other['port']} is held by {holder}")
-    return conflicts
+        for other in host["listeners"]:
+            ours = other["unit"] in units or (other["pid"] is None and other["user"] in users)
+            overlap = {other["address"], socket["address"]} & set(ANY_ADDRESS) or (
+                other["address"] == socket["address"]
+            )
+            if (other["protocol"], other["port"]) == ("tcp", socket["port"]) and overlap and not ours:
+                process = f"{other['process'] or 'a process'} of {other['user']}"
+                detail = f"pid {other['pid'] or 'unknown'}, {other['unit'] or 'no unit'}"
+                yield (
+                    f"{other['address']} port {other['port']} of the memcached instance {instance['name']} is held by "
+                    f"{process} ({detail}). Stop that, or change memcached_port or the port of that element of "
+                    "memcached_instances."
+                )
 
 
 def instances_to_restart(
@@ -183,7 +230,7 @@ def instances_to_restart(
     :param host: as returned by the module ``memcached_host_info`` before anything was changed.
     :param release: the release that they should run.
     :param changed_files: paths of the files that were changed since.
-    :return: those that ran before and have another release, or files that are newer than they are.
+    :return: those that ran before, on another release or with files that changed since their start.
     """
     states = host["instances"]
     return [
@@ -191,7 +238,7 @@ def instances_to_restart(
         for instance in wanted
         if states[instance["name"]]["active"]
         and (
-            states[instance["name"]]["release"] != release
+            host["release"] != release
             or states[instance["name"]]["outdated"]
             or set(instance["files"]) & set(changed_files)
         )
@@ -205,6 +252,6 @@ class FilterModule:
         return {
             "memcached_instance": memcached_instance,
             "feature_flag": feature_flag,
+            "memcached_problems": memcached_problems,
             "instances_to_restart": instances_to_restart,
-            "port_conflicts": port_conflicts,
         }

@@ -226,14 +226,10 @@ def tls_context(params: dict[str, Any]) -> ssl.SSLContext | None:
     given = [name for name in ("tls_hostname", "ca_path", "client_cert") if params[name]]
     if not params["tls"]:
         if given:
-            raise MemcachedError(
-                f"{given[0]} has no use without TLS: set tls to true as well, or leave it out."
-            )
+            raise MemcachedError(f"{given[0]} has no use without TLS: set tls to true as well, or leave it out.")
         return None
     if params["socket"]:
-        raise MemcachedError(
-            "memcached offers no TLS on a Unix socket: leave out tls, or give host and port."
-        )
+        raise MemcachedError("memcached offers no TLS on a Unix socket: leave out tls, or give host and port.")
     context = _NamedTlsContext(ssl.PROTOCOL_TLS_CLIENT)
     context.server_name = params["tls_hostname"] or params["host"]
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -402,9 +398,7 @@ class MemcachedClient:
         """
         if self._params["socket"]:
             return [f"unix:{self._params['socket']}"]
-        found = socket.getaddrinfo(
-            self._params["host"], self._params["port"], type=socket.SOCK_STREAM
-        )
+        found = socket.getaddrinfo(self._params["host"], self._params["port"], type=socket.SOCK_STREAM)
         return [(str(address[4][0]), int(address[4][1])) for address in found]
 
     def _log_in(self) -> None:
@@ -503,13 +497,17 @@ class MemcachedClient:
             return f"The host name {params['host']} has no address ({exc.strerror}): check host."
         if isinstance(exc, ConnectionRefusedError):
             return (
-                f"Nothing listens at {self.address}: start the memcached instance, or give the "
-                "address it listens on."
+                f"Nothing listens at {self.address}: start the memcached instance, or give the address it listens on."
             )
         if isinstance(exc, (ConnectionResetError, BrokenPipeError)):
+            hint = (
+                "set client_cert if it asks for a client's certificate, and tls to false if it expects no TLS"
+                if params["tls"]
+                else "set tls to true if it expects TLS"
+            )
             return (
-                f"memcached at {self.address} closed the connection: set tls to true if it "
-                "expects TLS (and false if not), and check its connection limit."
+                f"memcached at {self.address} closed the connection: {hint}, and check its log and "
+                "its connection limit."
             )
         if params["socket"] and isinstance(exc, FileNotFoundError):
             return (

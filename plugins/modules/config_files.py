@@ -195,8 +195,7 @@ def check(module: AnsibleModule, root: str) -> None:
         if code not in validate["satisfied_by"]:
             told = "\n".join(part.strip() for part in (err, out) if part.strip())
             raise ConfigError(
-                f"{validate['advice']}. `{' '.join(command)}` ended with status {code}: "
-                f"{told.replace(root, '')}"
+                f"{validate['advice']}. `{' '.join(command)}` ended with status {code}: {told.replace(root, '')}"
             )
 
 

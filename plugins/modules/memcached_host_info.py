@@ -93,11 +93,8 @@ instances:
     enabled:
       description: Whether it starts at boot.
       type: bool
-    release:
-      description: Name of the release that its process runs, null when it does not run.
-      type: str
     outdated:
-      description: Whether one of its files is newer than its process.
+      description: Whether its process is older than one of its files, or than the last switch of the release.
       type: bool
 listeners:
   description: Sockets that listen.
@@ -114,8 +111,11 @@ listeners:
     port:
       description: The port.
       type: int
+    user:
+      description: The user that opened it.
+      type: str
     pid:
-      description: The process, null when it can't be told.
+      description: The process, null when it can't be told, as in a container without the capability SYS_PTRACE.
       type: int
     process:
       description: Name of the process.
@@ -133,8 +133,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.tenfold.stack.plugins.module_utils.source_release import current_release
+from ansible_collections.tenfold.stack.plugins.module_utils.source_release import CURRENT, current_release
 
 TCP_LISTEN = "0A"
 UDP_BOUND = "07"
@@ -171,9 +170,22 @@ def read_sockets(path: str, state: str) -> list[dict[str, Any]]:
         if row[3] == state:
             address, port = row[1].split(":")
             found.append(
-                {"address": decode_address(address), "port": int(port, 16), "inode": row[9]}
+                {
+                    "address": decode_address(address),
+                    "port": int(port, 16),
+                    "user": name_of(int(row[7])),
+                    "inode": row[9],
+                }
             )
     return found
+
+
+def name_of(uid: int) -> str:
+    """Give the name of a user, or its number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def decode_address(digits: str) -> str:
@@ -224,6 +236,7 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
     wanted = module.params["instances"]
     if not wanted:
         return {}
+    current = os.path.join(module.params["prefix"], CURRENT)
     units = [f"memcached@{instance['name']}.service" for instance in wanted]
     _code, out, _err = module.run_command(
         ["systemctl", "show", f"--property={PROPERTIES}", "--", *units], check_rc=True
@@ -237,28 +250,17 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
         states[instance["name"]] = {
             "active": unit["ActiveState"] == "active",
             "enabled": unit["UnitFileState"] == "enabled",
-            "release": running_release(pid, module.params["prefix"]) if pid else None,
-            "outdated": bool(pid) and any(changed_after(path, started) for path in instance["files"]),
+            "outdated": bool(pid) and any(changed_after(path, started) for path in [current, *instance["files"]]),
         }
     return states
 
 
 def changed_after(path: str, moment: float) -> bool:
-    """Tell whether a file was changed after a moment in seconds since the epoch."""
+    """Tell whether a file or link was changed after a moment in seconds since the epoch."""
     try:
-        return os.stat(path).st_mtime > moment
+        return os.lstat(path).st_mtime > moment
     except OSError:
         return False
-
-
-def running_release(pid: int, prefix: str) -> str | None:
-    """Give the release below the prefix that a process runs."""
-    try:
-        program = os.readlink(f"/proc/{pid}/exe")
-    except OSError:
-        return None
-    below = os.path.relpath(program, os.path.realpath(prefix))
-    return None if below.startswith("..") else below.split("/")[0]
 
 
 def exists(user: str) -> bool:

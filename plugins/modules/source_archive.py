@@ -80,7 +80,6 @@ from collections.abc import Iterator
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
-
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import sha256_of
 
 

@@ -107,7 +107,6 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import sha256_of
 
 LOG_LINES = 30  # of a failed step's output, in the error

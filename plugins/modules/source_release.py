@@ -15,8 +15,7 @@ description:
   - Unpacks the artifact of a release into C(<prefix>/<release>) and points the link C(<prefix>/current) to it.
   - Each of the two is one atomic step, so that an interrupted run or a full disk leaves the release in use as it was.
   - A release that is installed already is not transferred or unpacked again, so that going back to it is only a switch.
-  - Artifacts are taken from a folder on the controller, where M(tenfold.stack.source_artifact) puts them. A release
-    whose artifact is not there is reported in RV(missing), so that it can be built.
+  - Artifacts are taken from a folder on the controller, where M(tenfold.stack.source_artifact) puts them.
 options:
   releases:
     description: The releases that this host is to have.
@@ -55,6 +54,10 @@ options:
     description: Folder on the controller that holds the artifacts.
     type: path
     required: true
+  missing_ok:
+    description: Whether a release that is neither installed nor in the cache is only reported, in RV(missing).
+    type: bool
+    default: false
   activate:
     description: Whether to switch C(current) to the releases. Without it they are only installed.
     type: bool
@@ -112,7 +115,6 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import (
     CURRENT,
     current_release,
@@ -190,9 +192,7 @@ def check_exposures(release: Release) -> None:
     """
     ours = os.path.join(release["prefix"], "")
     for path in exposures(release):
-        if os.path.lexists(path) and not (
-            os.path.islink(path) and os.readlink(path).startswith(ours)
-        ):
+        if os.path.lexists(path) and not (os.path.islink(path) and os.readlink(path).startswith(ours)):
             raise ReleaseError(
                 f"{path} is there already and does not belong to {release['name']} in {release['prefix']}: "
                 f"remove the package that brought it, or set another folder to expose {release['name']} in"
@@ -212,10 +212,7 @@ def expose(release: Release) -> bool:
 
 def is_exposed(release: Release) -> bool:
     """Tell whether a release appears in its other folder, or has none."""
-    return all(
-        os.path.islink(path) and os.readlink(path) == target
-        for path, target in exposures(release).items()
-    )
+    return all(os.path.islink(path) and os.readlink(path) == target for path, target in exposures(release).items())
 
 
 def apply(module: AnsibleModule) -> dict[str, Any]:
@@ -268,6 +265,7 @@ def main() -> None:
                 },
             },
             "cache": {"type": "path", "required": True},
+            "missing_ok": {"type": "bool", "default": False},
             "activate": {"type": "bool", "default": True},
         },
         supports_check_mode=True,

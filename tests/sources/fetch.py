@@ -47,9 +47,7 @@ def fetch(suite: str, packages: set[str], target: Path) -> None:
         root = Path(scratch)
         for folder in ("lists/partial", "parts", "download"):
             (root / folder).mkdir(parents=True)
-        (root / "sources.list").write_text(
-            f"deb-src [signed-by={KEYRING}] {mirror()} {suite} main\n"
-        )
+        (root / "sources.list").write_text(f"deb-src [signed-by={KEYRING}] {mirror()} {suite} main\n")
         options = [
             f"--option=Dir::Etc::SourceList={root}/sources.list",
             f"--option=Dir::Etc::SourceParts={root}/parts",
@@ -65,9 +63,7 @@ def fetch(suite: str, packages: set[str], target: Path) -> None:
 
 def apt(command: list[str], folder: Path) -> None:
     """Run apt-get in `folder`; end the program with its words when it fails."""
-    done = subprocess.run(
-        ["apt-get", "--quiet", *command], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["apt-get", "--quiet", *command], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"apt-get {command[0]} failed: {done.stderr.strip()}")
 

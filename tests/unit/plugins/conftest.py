@@ -19,12 +19,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from ansible.module_utils import basic
+from ansible.module_utils.common import warnings
 
 RunModule = Callable[..., dict[str, Any]]
 
@@ -36,15 +36,13 @@ def run_module(monkeypatch: pytest.MonkeyPatch) -> RunModule:
     check and diff set the modes. "failed" is in every result.
     """
 
-    def run(
-        module: ModuleType, options: dict[str, Any], check: bool = False, diff: bool = False
-    ) -> dict[str, Any]:
+    def run(module: ModuleType, options: dict[str, Any], check: bool = False, diff: bool = False) -> dict[str, Any]:
         arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": diff}
-        monkeypatch.setattr(
-            basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode()
-        )
+        monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
         # ansible-core 2.19 and later also ask how the arguments are serialized.
         monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+        # Warnings are kept for the life of the process, which here is that of many modules.
+        monkeypatch.setattr(warnings, "_global_warnings", type(warnings._global_warnings)())
         output = io.StringIO()
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as ended:
             module.main()
@@ -67,18 +65,20 @@ _numbers = itertools.count()
 class Memcached:
     """A running memcached: options holds the module options that reach it."""
 
-    def __init__(self, options: dict[str, Any], log: Path) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
-        self.log = log
+
+    def connect(self) -> socket.socket:
+        """A connection to it, as a plain socket."""
+        if "socket" not in self.options:
+            return socket.create_connection(("127.0.0.1", self.options["port"]), timeout=5)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.options["socket"])
+        return connection
 
     def raw(self, command: bytes) -> bytes:
-        """What it answers, without TLS and within a moment, to raw protocol text."""
-        if "socket" in self.options:
-            connection = socket.socket(socket.AF_UNIX)
-            connection.connect(self.options["socket"])
-        else:
-            connection = socket.create_connection(("127.0.0.1", self.options["port"]))
-        with connection:
+        """What it answers, without TLS and login, to raw protocol text."""
+        with self.connect() as connection:
             connection.sendall(command + b"\r\nquit\r\n")
             with connection.makefile("rb") as answer:
                 return answer.read()
@@ -110,13 +110,12 @@ def start_memcached(
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output)
         processes.append(process)
-        memcached = Memcached(options, log)
-        for _ in range(200):
+        memcached = Memcached(options)
+        end = time.monotonic() + 5
+        while process.poll() is None and time.monotonic() < end:
             with contextlib.suppress(OSError):
-                memcached.raw(b"version")
+                memcached.connect().close()
                 return memcached
-            if process.poll() is not None:
-                break
             time.sleep(0.02)
         raise RuntimeError(f"{command} did not start: {log.read_text()}")
 
@@ -139,12 +138,10 @@ def unix_memcached(start_memcached: Callable[..., Memcached]) -> Memcached:
 
 
 @pytest.fixture(scope="session")
-def login_memcached(
-    start_memcached: Callable[..., Memcached], tmp_path_factory: pytest.TempPathFactory
-) -> Memcached:
-    """A memcached that asks for the login of deploy, password "open sesame"."""
+def login_memcached(start_memcached: Callable[..., Memcached], tmp_path_factory: pytest.TempPathFactory) -> Memcached:
+    """A memcached that asks for the login of deploy, password "sesame"."""
     users = tmp_path_factory.mktemp("users") / "users"
-    users.write_text("other:x\ndeploy:open sesame\n")
+    users.write_text("other:x\ndeploy:sesame\n")
     return start_memcached("-Y", str(users))
 
 
@@ -181,9 +178,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             .not_valid_after(today + datetime.timedelta(days=36500))
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
             .add_extension(
-                x509.SubjectAlternativeName(
-                    [x509.DNSName(subject), x509.IPAddress(ipaddress.ip_address("192.0.2.1"))]
-                ),
+                x509.SubjectAlternativeName([x509.DNSName(subject), x509.IPAddress(ipaddress.ip_address("192.0.2.1"))]),
                 critical=False,
             )
         )

@@ -31,13 +31,13 @@ def test_by_default_general_and_settings(run_module, memcached, check):
     }
     assert memcached.raw(b"version").decode() == f"VERSION {result['version']}\r\n"
     assert result["version"] == result["general"]["version"]
-    assert type(result["uptime"]) is int
+    assert isinstance(result["uptime"], int)
     assert result["settings"]["tcpport"] == memcached.options["port"]
     assert result["settings"]["inter"] == "127.0.0.1"
     assert result["settings"]["evictions"] is True
     assert result["settings"]["domain_socket"] is None
     assert result["general"]["accepting_conns"] is True
-    assert type(result["general"]["rusage_user"]) is float
+    assert isinstance(result["general"]["rusage_user"], float)
 
 
 def test_settings_of_the_command_line(run_module, fresh):

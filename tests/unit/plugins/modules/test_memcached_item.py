@@ -22,9 +22,7 @@ def item(run_module, memcached, key):
     """A function that runs the module on one key of the default memcached."""
 
     def run(check=False, diff=False, **options) -> dict[str, Any]:
-        return run_module(
-            memcached_item, {**memcached.options, "key": key, **options}, check=check, diff=diff
-        )
+        return run_module(memcached_item, {**memcached.options, "key": key, **options}, check=check, diff=diff)
 
     return run
 
@@ -172,9 +170,7 @@ def test_lifetime_fits(ttl, expire, fits):
     assert memcached_item.lifetime_fits(ttl, expire, 5) is fits
 
 
-def test_a_server_that_does_not_tell_lifetimes_gets_the_lifetime_each_time(
-    run_module, scripted, key
-):
+def test_a_server_that_does_not_tell_lifetimes_gets_the_lifetime_each_time(run_module, scripted, key):
     server = scripted({"get": f"VALUE {key} 0 1\r\na\r\nEND\r\n".encode(), "touch": b"TOUCHED\r\n"})
     options = {**server.options, "key": key, "value": "a"}
     result = run_module(memcached_item, options)
@@ -224,9 +220,7 @@ def test_absent_deletes_once(item, memcached, key):
 
 
 def test_absent_of_an_item_that_went_by_itself_is_no_change(run_module, scripted, key):
-    server = scripted(
-        {"get": f"VALUE {key} 0 1\r\na\r\nEND\r\n".encode(), "delete": b"NOT_FOUND\r\n"}
-    )
+    server = scripted({"get": f"VALUE {key} 0 1\r\na\r\nEND\r\n".encode(), "delete": b"NOT_FOUND\r\n"})
     options = {**server.options, "key": key, "state": "absent"}
     assert run_module(memcached_item, options)["changed"] is False
 
@@ -323,6 +317,12 @@ def test_no_memory_is_told_in_the_servers_words(run_module, scripted, key):
     assert "refused the command: out of memory storing object" in result["msg"]
 
 
+def test_an_error_of_the_server_is_not_an_absent_item(run_module, scripted, key):
+    server = scripted({"get": b"SERVER_ERROR temporary failure\r\n"})
+    result = run_module(memcached_item, {**server.options, "key": key, "state": "read"})
+    assert "refused the command: temporary failure" in result["msg"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -332,6 +332,7 @@ def test_no_memory_is_told_in_the_servers_words(run_module, scripted, key):
         ({"value": "a", "flags": -1}, "flags is -1"),
         ({"value": "a", "flags": 2**32}, "flags is 4294967296"),
         ({"value_base64": "a"}, "value_base64 is not valid Base64"),
+        ({"value_base64": "YWJj!"}, "value_base64 is not valid Base64"),
         ({"value_base64": "äää="}, "value_base64 is not valid Base64"),
         ({}, "missing: value, value_base64"),
         ({"value": "a", "value_base64": "YQ=="}, "mutually exclusive: value|value_base64"),
