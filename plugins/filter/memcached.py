@@ -245,6 +245,54 @@ def instances_to_restart(
     ]
 
 
+def reachable_at(instance: Instance, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Give where other hosts reach an instance.
+
+    :param instance: from `memcached_instance`.
+    :param facts: ``ansible_facts`` of its host.
+    :return: ``address`` and ``port`` of its first socket that is not on the loopback, else of its
+        first; both null for an instance that serves a Unix socket.
+    """
+    sockets = sorted(instance["sockets"], key=lambda socket: _is_loopback(socket["address"]))
+    if not sockets:
+        return {"address": None, "port": None}
+    first: dict[str, Any] = sockets[0]
+    if first["address"] in ANY_ADDRESS:
+        family = "default_ipv6" if ":" in first["address"] else "default_ipv4"
+        return {**first, "address": facts[family]["address"]}
+    return first
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address in ("::1", "localhost")
+
+
+def serving_problems(instance: Instance, host: Mapping[str, Any]) -> list[str]:
+    """Tell what is wrong with how an instance runs and where it listens.
+
+    :param instance: from `memcached_instance`.
+    :param host: as returned by the module ``memcached_host_info``.
+    :return: a phrase for each deviation from its description.
+    """
+    state = host["instances"][instance["name"]]
+    problems = []
+    if not state["active"]:
+        problems.append(f"{instance['unit']} does not run: see `journalctl -u {instance['unit']}`")
+    if not state["enabled"]:
+        problems.append(f"{instance['unit']} does not start at boot")
+    wanted = {(socket["address"], socket["port"]) for socket in instance["sockets"]}
+    ports = {port for _address, port in wanted}
+    found = {
+        (other["address"], other["port"])
+        for other in host["listeners"]
+        if other["unit"] == instance["unit"]
+        or (other["pid"] is None and other["user"] == instance["user"] and other["port"] in ports)
+    }
+    problems += [f"it does not listen on {address} port {port}" for address, port in sorted(wanted - found)]
+    problems += [f"it also listens on {address} port {port}" for address, port in sorted(found - wanted)]
+    return problems
+
+
 class FilterModule:
     """Filters of the role memcached."""
 
@@ -252,6 +300,8 @@ class FilterModule:
         return {
             "memcached_instance": memcached_instance,
             "feature_flag": feature_flag,
+            "reachable_at": reachable_at,
+            "serving_problems": serving_problems,
             "memcached_problems": memcached_problems,
             "instances_to_restart": instances_to_restart,
         }
