@@ -24,10 +24,10 @@ class ActionModule(ActionBase):
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         args: dict[str, Any] = dict(self._task.args)
+        if self._task.check_mode or not {"archive", "artifact"} <= args.keys():  # which the module tells
+            return self._execute_module(module_args=args, task_vars=task_vars)
         archive = os.path.expanduser(args["archive"])
         artifact = os.path.expanduser(args["artifact"])
-        if self._task.check_mode:
-            return self._execute_module(module_args=args, task_vars=task_vars)
         folder = self._make_tmp_path()
         try:
             join = self._connection._shell.join_path

@@ -14,6 +14,7 @@ import os
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 
@@ -26,31 +27,45 @@ class ActionModule(ActionBase):
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         args: dict[str, Any] = dict(self._task.args)
-        cache = os.path.expanduser(args["cache"])
         result: dict[str, Any] = self._execute_module(module_args=args, task_vars=task_vars)
         missing = set(result.get("missing", ()))
+        if result.get("failed") or not missing:
+            return result
+        cache = os.path.expanduser(args["cache"])
         in_cache = {name for name in missing if os.path.exists(os.path.join(cache, name))}
         lacking = sorted(missing - in_cache)
-        if lacking and not args.get("missing_ok") and not self._task.check_mode:
+        if self._task.check_mode:
+            would = [release["name"] for release in args["releases"] if release["artifact"] in in_cache]
+            return dict(result, missing=lacking, installed=would)
+        if lacking and boolean(args.get("missing_ok"), strict=False):
+            return dict(result, missing=lacking)
+        if lacking:
             raise AnsibleActionFail(
                 f"there is no artifact {', '.join(lacking)} in {cache}: the host that was to compile it failed, "
                 "and its error says why"
             )
-        if result.get("failed") or not in_cache or self._task.check_mode:
-            return dict(result, missing=lacking)
+        needs = {name: self._needs(os.path.join(cache, name)) for name in missing}
         remote_folder = self._make_tmp_path()
-        releases = []
-        for release in args["releases"]:
-            artifact = release["artifact"]
-            if artifact in in_cache:
-                local = os.path.join(cache, artifact)
-                remote = self._connection._shell.join_path(remote_folder, artifact)
-                self._transfer_file(local, remote)
-                with open(f"{local}.json", encoding="utf-8") as about:
-                    release = dict(release, archive=remote, needs=json.load(about))
-            releases.append(release)
-        self._fixup_perms2((remote_folder,), execute=False)
         try:
+            releases = []
+            for release in args["releases"]:
+                artifact = release["artifact"]
+                if artifact in missing:
+                    remote = self._connection._shell.join_path(remote_folder, artifact)
+                    self._transfer_file(os.path.join(cache, artifact), remote)
+                    release = dict(release, archive=remote, needs=needs[artifact])
+                releases.append(release)
+            self._fixup_perms2((remote_folder,), execute=False)
             return self._execute_module(module_args=dict(args, releases=releases), task_vars=task_vars)
         finally:
             self._remove_tmp_path(remote_folder)
+
+    def _needs(self, artifact: str) -> dict[str, Any]:
+        """Give the size and checksum that were noted when the artifact was made."""
+        try:
+            with open(f"{artifact}.json", encoding="utf-8") as about:
+                return json.load(about)
+        except (OSError, ValueError) as error:
+            raise AnsibleActionFail(
+                f"the artifact {artifact} has no description beside it ({error}): remove it so that it is built anew"
+            ) from error

@@ -47,7 +47,7 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
         unit=f"memcached@{name}.service",
         environment_file=f"{environment_folder}/memcached-{name}",
         drop_in=f"{UNIT_FILE}.d/instance.conf".replace("@", f"@{name}"),
-        auth_file=f"/etc/memcached/{name}.auth" if given.get("auth") else None,
+        auth_file=f"{environment_folder}/memcached-{name}.auth" if given.get("auth") else None,
         descriptors=instance["connections"] + DESCRIPTORS_PER_THREAD * instance["threads"] + SPARE_DESCRIPTORS,
     )
     instance["files"] = [UNIT_FILE, instance["environment_file"], instance["drop_in"]]
@@ -56,7 +56,7 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
         instance["socket"]
     ]
     instance["ready"] = instance["socket"] or "{address}/{port}".format(**_nearest(instance["sockets"]))
-    extended = list(instance.get("extended", ()))
+    extended = list(instance.get("extended") or ())
     safe = ["-t", instance["threads"], *_tls(instance, extended), *_security(instance), *_further(instance)]
     place = (
         ["-s", instance["socket"], "-a", instance["socket_mode"]]
@@ -204,7 +204,7 @@ def _held_ports(instance: Instance, host: Mapping[str, Any], own: Sequence[Insta
     # The instances that are managed here make room for each other. Where the process can't be told,
     # its user says whose it is.
     units = {other["unit"] for other in own}
-    users = {other["user"] for other in own if host["instances"][other["name"]]["active"]}
+    users = {other["user"] for other in own if host["instances"][other["name"]]["pid"]}
     for socket in instance["sockets"]:
         for other in host["listeners"]:
             ours = other["unit"] in units or (other["pid"] is None and other["user"] in users)

@@ -84,20 +84,20 @@ def source_orders(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
     :param hosts: variables of the hosts of a play, as from ``hostvars``. Those that lack something have
         a ``__source_build_plan`` and artifacts in ``__source_build_installed.missing``.
-    :return: host name -> names of the builds that it has to make, with those that these link to.
+    :return: host name -> names of the builds that it has to make, with those that these link to, in the
+        order of the plan.
     """
     chosen: set[str] = set()
     orders: dict[str, list[str]] = {}
     for host in hosts:
         lacking = set((host.get("__source_build_installed") or {}).get("missing") or ()) - chosen
-        names = [
-            name
-            for build in (host["__source_build_plan"] if lacking else ())
-            if build["artifact"] in lacking
-            for name in [*build["links"], build["name"]]
-        ]
-        if names:
-            orders[host["inventory_hostname"]] = list(dict.fromkeys(names))
+        needed: set[str] = set()
+        plan = host["__source_build_plan"] if lacking else []
+        for build in reversed(plan):  # so that those that link come before what they link to
+            if build["artifact"] in lacking or build["name"] in needed:
+                needed |= {build["name"], *build["links"]}
+        if needed:
+            orders[host["inventory_hostname"]] = [build["name"] for build in plan if build["name"] in needed]
         chosen |= lacking
     return orders
 

@@ -366,7 +366,7 @@ class MemcachedClient:
                     f"{to_text(end)!r} to 'stats {section}'."
                 )
             # "STAT <name> <value>", where the value may be missing or have spaces.
-            fields = [to_text(line).split(" ", 2) + [""] for line in lines]
+            fields = [[*to_text(line).split(" ", 2), ""] for line in lines]
             return {field[1]: field[2] for field in fields}
 
     def server_time(self) -> int:

@@ -14,7 +14,7 @@ author: Tenfold maintainers (@tenfold-stack)
 description:
   - Compares a set of files with what the host has, in one call. Where something differs, all files are first written to
     a scratch folder that mirrors their places, the commands of O(validate) are run on that, and only if each of them
-    is satisfied are the files moved to their places.
+    is satisfied are the files moved to their places. A failure before that leaves all of them as they were.
   - Use M(ansible.builtin.template) for a file that stands alone. This module is for files that a daemon can only check
     together, and for fleets, where each task costs a call to every host.
   - Contents usually come from P(ansible.builtin.template#lookup).
@@ -125,10 +125,17 @@ class File:
 
     def __init__(self, wanted: dict[str, Any]) -> None:
         self.path: str = wanted["path"]
-        self.content: bytes = wanted["content"].encode()
+        self.content: bytes = wanted["content"].encode(errors="surrogateescape")
         self.owner: str = wanted["owner"]
         self.group: str = wanted["group"]
-        self.mode = int(wanted["mode"], 8)
+        if not os.path.isabs(self.path):
+            raise ConfigError(f"the path {self.path} has to be absolute")
+        try:
+            self.mode = int(wanted["mode"], 8)
+        except ValueError:
+            raise ConfigError(
+                f'the mode of {self.path} has to be octal digits such as "0644", not "{wanted["mode"]}"'
+            ) from None
 
     def before(self) -> dict[str, Any] | None:
         """Give what is there now, or None where nothing is."""
@@ -151,12 +158,36 @@ class File:
         """Give what is there when all is done, in the form of `before`."""
         return {"content": self.content, "owner": self.owner, "group": self.group, "mode": self.mode}
 
-    def write(self, path: str) -> None:
-        """Write the contents to a path that only the owner of this process can read so far."""
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+    def write_below(self, root: str) -> None:
+        """Write the contents to the file's place below a scratch folder."""
+        path = root + self.path
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
             file.write(self.content)
+
+    def write_beside(self, module: AnsibleModule) -> str:
+        """Write all but the name: a file in the same folder with the permissions and SELinux context.
+
+        :return: its path.
+        :raises ConfigError: there is no such owner or group.
+        """
+        folder, name = os.path.split(self.path)
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        # Hidden, as daemons read whole folders. mkstemp() lets only the owner of this process read it so far.
+        descriptor, scratch = tempfile.mkstemp(prefix=f".{name}-", dir=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self.content)
+            shutil.chown(scratch, self.owner, self.group)
+            os.chmod(scratch, self.mode)
+            module.set_context_if_different(scratch, module.selinux_default_context(self.path), False)
+        except LookupError as error:
+            os.unlink(scratch)
+            raise ConfigError(f"{self.path} can't be given to {self.owner}:{self.group}: {error}") from error
+        except BaseException:
+            os.unlink(scratch)
+            raise
+        return scratch
 
 
 def name_of(look_up: Any, number: int) -> str:
@@ -191,12 +222,11 @@ def check(module: AnsibleModule, root: str) -> None:
     """
     for validate in module.params["validate"]:
         command = [part.replace("{root}", root) for part in validate["command"]]
-        code, out, err = module.run_command(command)
+        code, out, err = module.run_command(command, expand_user_and_vars=False)
         if code not in validate["satisfied_by"]:
             told = "\n".join(part.strip() for part in (err, out) if part.strip())
-            raise ConfigError(
-                f"{validate['advice']}. `{' '.join(command)}` ended with status {code}: {told.replace(root, '')}"
-            )
+            message = f"{validate['advice']}. `{' '.join(command)}` ended with status {code}: {told}"
+            raise ConfigError(message.replace(root, ""))
 
 
 def apply(module: AnsibleModule) -> dict[str, Any]:
@@ -205,41 +235,43 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
     states = [(file, file.before()) for file in files]
     differing = [(file, before) for file, before in states if before != file.after()]
     gone = [path for path in module.params["absent"] if os.path.lexists(path)]
+    for path in gone:
+        if os.path.isdir(path) and not os.path.islink(path):
+            raise ConfigError(f"{path} is to be absent but is a folder: remove it yourself")
     result = {
         "changed": bool(differing or gone),
         "changed_files": [file.path for file, _before in differing] + gone,
         "diff": [diff_of(file.path, before, file.after()) for file, before in differing]
-        + [{"before": f"{path}\n", "after": ""} for path in gone],
+        + [{"before": "", "after": "", "before_header": path, "after_header": "/dev/null"} for path in gone],
     }
-    if not differing:
-        if not module.check_mode:
-            for path in gone:
-                os.unlink(path)
-        return result
-    root = tempfile.mkdtemp(prefix="config-", dir=module.tmpdir)
-    try:
-        # All of them, also the unchanged ones: a check of the whole needs the whole.
-        for file in files:
-            file.write(root + file.path)
-        check(module, root)
-        if not module.check_mode:
-            for file, _before in differing:
-                put(module, file)
-            for path in gone:
-                os.unlink(path)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    if differing and module.params["validate"]:
+        root = tempfile.mkdtemp(prefix="config-", dir=module.tmpdir)
+        try:
+            # All of them, also the unchanged ones: a check of the whole needs the whole.
+            for file in files:
+                file.write_below(root)
+            check(module, root)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+    if not module.check_mode:
+        replace(module, [file for file, _before in differing])
+        for path in gone:
+            os.unlink(path)
     return result
 
 
-def put(module: AnsibleModule, file: File) -> None:
-    """Put a file to its place in one step, with its permissions and its SELinux context."""
-    scratch = f"{file.path}.ansible-new"
-    file.write(scratch)
-    shutil.chown(scratch, file.owner, file.group)
-    os.chmod(scratch, file.mode)
-    module.atomic_move(scratch, file.path, keep_dest_attrs=False)
-    module.set_default_selinux_context(file.path, changed=False)
+def replace(module: AnsibleModule, files: list[File]) -> None:
+    """Put files to their places: what can fail is done for all of them before the first is replaced."""
+    scratches: dict[str, str] = {}
+    try:
+        for file in files:
+            scratches[file.path] = file.write_beside(module)
+        for path in list(scratches):
+            os.replace(scratches[path], path)
+            del scratches[path]
+    finally:
+        for scratch in scratches.values():
+            os.unlink(scratch)
 
 
 def main() -> None:
@@ -271,9 +303,11 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    # Folders that are made are for all users; files have their own modes.
+    os.umask(0o022)
     try:
         result = apply(module)
-    except (ConfigError, OSError, LookupError, ValueError) as error:
+    except (ConfigError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 

@@ -88,8 +88,11 @@ instances:
   type: dict
   contains:
     active:
-      description: Whether it runs.
+      description: Whether it serves.
       type: bool
+    pid:
+      description: Its process, also while it starts, null when there is none.
+      type: int
     enabled:
       description: Whether it starts at boot.
       type: bool
@@ -197,13 +200,14 @@ def decode_address(digits: str) -> str:
 def owners_of(inodes: set[str]) -> dict[str, dict[str, Any]]:
     """Give process and unit of the sockets with these inodes, as far as they can be told."""
     owners: dict[str, dict[str, Any]] = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    # A process that forks shares its sockets: the oldest is the one to name.
+    for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
         try:
             links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
         except OSError:  # gone in between, or not ours to look at
             continue
         held = {link[8:-1] for link in links if link.startswith("socket:[")} & inodes
-        for inode in held:
+        for inode in held - owners.keys():
             owners[inode] = {"pid": int(pid), "process": comm_of(pid), "unit": unit_of(pid)}
     return owners
 
@@ -220,7 +224,7 @@ def comm_of(pid: str) -> str | None:
 def unit_of(pid: str) -> str | None:
     """Give the systemd service that a process belongs to."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
             lines = file.read().splitlines()
     except OSError:
         return None
@@ -249,6 +253,7 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
         started = time.time() - time.monotonic() + int(unit["ExecMainStartTimestampMonotonic"]) / 1e6
         states[instance["name"]] = {
             "active": unit["ActiveState"] == "active",
+            "pid": pid or None,
             "enabled": unit["UnitFileState"] == "enabled",
             "outdated": bool(pid) and any(changed_after(path, started) for path in [current, *instance["files"]]),
         }

@@ -21,7 +21,7 @@ options:
     required: true
   sources:
     description:
-      - Where the archive may be. A place is an C(http), C(https) or C(file) URL, a file, or a folder. In a folder every
+      - Where the archive may be. A place is a C(http), C(https) or C(file) URL, a file, or a folder. In a folder every
         file is looked at, so that its name does not matter.
     type: list
     elements: str
@@ -70,17 +70,23 @@ source:
   description: The place that had the archive.
   returned: when it was fetched
   type: str
-  sample: /srv/mirror/sources/libevent-2.1.13-stable.tar.gz
+  sample: /srv/mirror/sources
 """
 
+import http.client
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import sha256_of
+
+
+class ArchiveError(Exception):
+    """No place has the archive; the message tells what is wrong with each."""
 
 
 def candidates(source: str) -> Iterator[str]:
@@ -99,20 +105,51 @@ def fetch(source: str, sha256: str, path: str, timeout: int) -> str | None:
     """
     if "://" in source:
         try:
-            with open_url(source, timeout=timeout, http_agent="tenfold.stack") as answer, open(path, "wb") as file:
-                shutil.copyfileobj(answer, file)
-        except (OSError, ValueError) as error:
+            with open_url(source, timeout=timeout, http_agent="tenfold.stack") as answer, open(path, "wb") as copy:
+                shutil.copyfileobj(answer, copy)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             return str(error)
         found = sha256_of(path)
         return None if found == sha256 else f"its sha256 is {found}"
-    files = list(candidates(source))
-    for file in files:
-        if (found := sha256_of(file)) == sha256:
-            shutil.copyfile(file, path)
-            return None
+    try:
+        files = list(candidates(source))
+        for file in files:
+            if (found := sha256_of(file)) == sha256:
+                shutil.copyfile(file, path)
+                return None
+    except OSError as error:
+        return str(error)
     if not files:
         return "there is no such file or folder, or it is empty"
     return f"its sha256 is {found}" if len(files) == 1 else f"none of its {len(files)} files has the checksum"
+
+
+def apply(module: AnsibleModule) -> dict[str, Any]:
+    """Fetch what is not there yet; give the module's result.
+
+    :raises ArchiveError: no place has the archive.
+    """
+    name, sha256 = module.params["name"], module.params["sha256"]
+    dest = os.path.abspath(module.params["dest"])
+    if os.path.exists(dest) and sha256_of(dest) == sha256:
+        return {"changed": False}
+    if module.check_mode:
+        return {"changed": True}
+    folder = os.path.dirname(dest)
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    wrong = []
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
+        path = os.path.join(scratch, "archive")
+        for source in module.params["sources"]:
+            problem = fetch(source, sha256, path, module.params["timeout"])
+            if problem is None:
+                os.replace(path, dest)
+                return {"changed": True, "source": source}
+            wrong.append(f"{source}: {' '.join(problem.split())}")
+    raise ArchiveError(
+        f"no source of {name} gives the archive with sha256 {sha256}. Set {name}_sources to a place that has "
+        f"it, or {name}_sha256 to the checksum that upstream publishes for this version. Tried:\n" + "\n".join(wrong)
+    )
 
 
 def main() -> None:
@@ -126,25 +163,11 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    name, sha256, dest = (module.params[key] for key in ("name", "sha256", "dest"))
-    if os.path.exists(dest) and sha256_of(dest) == sha256:
-        module.exit_json(changed=False)
-    if module.check_mode:
-        module.exit_json(changed=True)
-    os.makedirs(os.path.dirname(dest), mode=0o755, exist_ok=True)
-    wrong = []
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=os.path.dirname(dest)) as scratch:
-        path = os.path.join(scratch, "archive")
-        for source in module.params["sources"]:
-            problem = fetch(source, sha256, path, module.params["timeout"])
-            if problem is None:
-                os.replace(path, dest)
-                module.exit_json(changed=True, source=source)
-            wrong.append(f"{source}: {problem}")
-    module.fail_json(
-        msg=f"no source of {name} gives the archive with sha256 {sha256}. Set {name}_sources to a place that has "
-        f"it, or {name}_sha256 to the checksum that upstream publishes for this version. Tried:\n" + "\n".join(wrong)
-    )
+    try:
+        result = apply(module)
+    except (ArchiveError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

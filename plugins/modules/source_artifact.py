@@ -95,6 +95,11 @@ size:
   returned: success, outside check mode
   type: int
   sample: 839000
+sha256:
+  description: Checksum of the artifact.
+  returned: success, outside check mode
+  type: str
+  sample: 0f3c5d6e7a8b7a2f6a4e9f4d1c6b0a5e8d7c6b5a4f3e2d1c0b9a8f7e6d5c4b3a
 """
 
 import gzip
@@ -111,6 +116,7 @@ from ansible_collections.tenfold.stack.plugins.module_utils.source_release impor
 
 LOG_LINES = 30  # of a failed step's output, in the error
 ELF = b"\x7fELF"
+AR = b"!<arch>\n"  # a static library
 
 
 class BuildError(Exception):
@@ -138,12 +144,13 @@ class Build:
                 archive.extraction_filter = tarfile.data_filter
             archive.extractall(folder)
         entries = os.listdir(folder)
-        if len(entries) != 1:
+        tree = os.path.join(folder, entries[0]) if len(entries) == 1 else ""
+        if not os.path.isdir(tree):
             raise BuildError(
-                f"the source archive of {self.params['name']} holds {len(entries)} entries where a single "
+                f"the source archive of {self.params['name']} holds {', '.join(sorted(entries)[:3])} … where a single "
                 "folder is expected: name a release archive in its sources"
             )
-        return os.path.join(folder, entries[0])
+        return tree
 
     def step(self, name: str, command: list[str]) -> None:
         """Run one command in the source tree.
@@ -151,11 +158,17 @@ class Build:
         :raises BuildError: it failed.
         """
         start = time.monotonic()
-        code, out, err = self.module.run_command(
-            command,
-            cwd=self.tree,
-            environ_update={key: str(value) for key, value in self.params["environment"].items()},
-        )
+        try:
+            code, out, err = self.module.run_command(
+                command,
+                cwd=self.tree,
+                environ_update={key: str(value) for key, value in self.params["environment"].items()},
+                errors="replace",  # a compiler may quote a source file of any encoding
+                expand_user_and_vars=False,
+                handle_exceptions=False,
+            )
+        except OSError as error:
+            raise BuildError(f"{self.params['name']}: `{' '.join(command)}` can't be run: {error}") from error
         self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - start, 1)
         if code != 0:
             tail = "\n".join((out + err).splitlines()[-LOG_LINES:])
@@ -185,8 +198,8 @@ class Build:
         strip = self.module.get_bin_path("strip", required=True)
         for path in files_below(folder):
             with open(path, "rb") as file:
-                is_elf = file.read(4) == ELF
-            if is_elf or path.endswith(".a"):
+                begin = file.read(len(AR))
+            if begin.startswith((ELF, AR)):
                 self.step("strip", [strip, "--strip-unneeded", path])
 
 
@@ -211,10 +224,9 @@ def pack(folder: str, path: str) -> None:
         entry.uname = entry.gname = "root"
         return entry
 
-    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-        with tarfile.open(fileobj=packed, mode="w") as archive:
-            for name in sorted(os.listdir(folder)):
-                archive.add(os.path.join(folder, name), name, filter=clean)
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as gz, tarfile.open(None, "w", gz) as tar:
+        for name in sorted(os.listdir(folder)):
+            tar.add(os.path.join(folder, name), name, filter=clean)
 
 
 def main() -> None:
@@ -240,14 +252,16 @@ def main() -> None:
             msg=f"{module.params['name']} can't be built: no {' and no '.join(missing)} on this host. "
             "Add the packages that bring them to the build packages of its role."
         )
+    # What is installed is for all users, whatever the umask of the one that builds it.
+    os.umask(0o022)
     scratch = tempfile.mkdtemp(prefix="build-", dir=module.tmpdir)
     try:
         build = Build(module, scratch)
         staged = build.run()
         pack(staged, module.params["artifact"])
         size = sum(os.path.getsize(path) for path in files_below(staged))
-    except (BuildError, OSError, tarfile.TarError) as error:
-        # Words that a compiler uses in every second line must not be taken for secrets.
+    except (BuildError, OSError, EOFError, tarfile.TarError) as error:
+        # The colours of a terminal are noise in a message.
         module.fail_json(msg=re.sub(r"\x1b\[[0-9;]*m", "", str(error)))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -42,7 +42,8 @@ options:
       expose_in:
         description:
           - A folder such as C(/usr) in which every file of the release appears as a link through C(current), for
-            programs that look there. A file in its place that is not such a link is never replaced.
+            programs that look there. A file in its place that is not such a link is never replaced. Links to files
+            that only the release before had are removed.
         type: path
       needs:
         description: Size of the unpacked release in bytes and checksum of its artifact. Set by the action.
@@ -55,7 +56,9 @@ options:
     type: path
     required: true
   missing_ok:
-    description: Whether a release that is neither installed nor in the cache is only reported, in RV(missing).
+    description:
+      - Whether a release that is neither installed nor in the cache is only reported, in RV(missing). The host is left
+        as it was then.
     type: bool
     default: false
   activate:
@@ -94,13 +97,13 @@ missing:
   elements: str
   sample: [memcached-1.6.45-0f3c5d6e7a8b.tar.gz]
 installed:
-  description: Names of the releases that were unpacked.
+  description: Names of the releases that were unpacked, or would be in check mode.
   returned: always
   type: list
   elements: str
   sample: [memcached]
 switched:
-  description: Names of the releases that C(current) was switched to.
+  description: Names of the releases that C(current) was switched to, or whose links were completed.
   returned: always
   type: list
   elements: str
@@ -158,10 +161,11 @@ def unpack(release: Release) -> None:
         os.chmod(scratch, 0o755)
         os.rename(scratch, home(release))
     except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         if error.errno == errno.ENOSPC:
             raise full_disk(release) from error
         raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def full_disk(release: Release) -> ReleaseError:
@@ -174,9 +178,9 @@ def full_disk(release: Release) -> ReleaseError:
 
 def exposures(release: Release) -> dict[str, str]:
     """Give the links that make a release appear in another folder: path -> target."""
-    if not release["expose_in"] or not os.path.isdir(home(release)):
-        return {}
-    links = {}
+    links: dict[str, str] = {}
+    if not release["expose_in"]:
+        return links
     for folder, _subfolders, files in os.walk(home(release)):
         below = os.path.relpath(folder, home(release))
         for file in files:
@@ -199,20 +203,31 @@ def check_exposures(release: Release) -> None:
             )
 
 
-def expose(release: Release) -> bool:
-    """Make a release appear in its other folder; tell whether anything had to change."""
-    changed = False
-    for path, target in exposures(release).items():
-        if not os.path.islink(path) or os.readlink(path) != target:
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            replace_link(target, path)
-            changed = True
-    return changed
+def is_link(path: str, target: str) -> bool:
+    """Tell whether a path is a link with this target."""
+    return os.path.islink(path) and os.readlink(path) == target
+
+
+def expose(release: Release, before: str | None) -> bool:
+    """Make a release appear in its other folder instead of the one before; tell whether anything had to change."""
+    links = exposures(release)
+    stale = {
+        path
+        for path, target in (exposures(dict(release, release=before)) if before else {}).items()
+        if path not in links and is_link(path, target)
+    }
+    lacking = {path: target for path, target in links.items() if not is_link(path, target)}
+    for path, target in lacking.items():
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        replace_link(target, path)
+    for path in stale:
+        os.unlink(path)
+    return bool(lacking or stale)
 
 
 def is_exposed(release: Release) -> bool:
     """Tell whether a release appears in its other folder, or has none."""
-    return all(os.path.islink(path) and os.readlink(path) == target for path, target in exposures(release).items())
+    return all(is_link(path, target) for path, target in exposures(release).items())
 
 
 def apply(module: AnsibleModule) -> dict[str, Any]:
@@ -239,7 +254,7 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
             result["switched"].append(release["name"])
             if not module.check_mode:
                 replace_link(release["release"], os.path.join(release["prefix"], CURRENT))
-                if expose(release) and (ldconfig := module.get_bin_path("ldconfig")):
+                if expose(release, before[release["name"]]) and (ldconfig := module.get_bin_path("ldconfig")):
                     module.run_command([ldconfig], check_rc=True)
     after = {r["name"]: r["release"] if r["name"] in result["switched"] else before[r["name"]] for r in releases}
     result["changed"] = bool(absent or result["switched"])
@@ -270,9 +285,11 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    # A release is for all users, whatever the umask of the one that installs it.
+    os.umask(0o022)
     try:
         result = apply(module)
-    except (ReleaseError, OSError, tarfile.TarError) as error:
+    except (ReleaseError, OSError, EOFError, tarfile.TarError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 

@@ -1,24 +1,28 @@
 # Copyright: Tenfold contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of the modules share: running a module, and real and scripted memcacheds."""
+"""What the tests share: running a module, a tiny project to compile, and real and scripted memcacheds."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import getpass
+import hashlib
 import io
 import ipaddress
 import itertools
 import json
+import os
 import shutil
 import socket
 import socketserver
 import subprocess
+import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -44,13 +48,74 @@ def run_module(monkeypatch: pytest.MonkeyPatch) -> RunModule:
         # Warnings are kept for the life of the process, which here is that of many modules.
         monkeypatch.setattr(warnings, "_global_warnings", type(warnings._global_warnings)())
         output = io.StringIO()
-        with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as ended:
-            module.main()
+        umask = os.umask(0o022)
+        try:
+            os.umask(umask)
+            with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as ended:
+                module.main()
+        finally:
+            os.umask(umask)  # a module's own ends with its process
         result = json.loads(output.getvalue())
         assert (ended.value.code != 0) == result.setdefault("failed", False)
         return result
 
     return run
+
+
+# A project such as autotools makes, without a compiler: what it installs tells how it was made.
+PROJECT = {
+    "configure": """\
+#!/bin/sh
+for argument; do case $argument in --prefix=*) prefix=${argument#--prefix=} ;; esac; done
+printf '%s\\n' "$@" > arguments
+printf 'prefix = %s\\n' "$prefix" > config.mk
+echo "checking whether all is well... yes"
+""",
+    "Makefile": """\
+include config.mk
+to = $(DESTDIR)$(prefix)
+all:
+\tcp greet.sh greet
+install: all
+\tmkdir -p $(to)/bin $(to)/share
+\tcp greet $(to)/bin/greet
+\tln -s greet $(to)/bin/hello
+\tcp arguments $(to)/share
+""",
+    "greet.sh": "#!/bin/sh\necho greetings from @version@\n",
+}
+
+
+def write_tar(path: Path, files: Mapping[str, str | bytes]) -> str:
+    """Write files, all of them executable, to an archive and give its sha256."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            entry = tarfile.TarInfo(name)
+            entry.mode, entry.size = 0o755, len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def make_source() -> Callable[..., str]:
+    """A function that writes the source archive of a tiny project and gives its sha256.
+
+    version is told by its program; files replace or add to those of PROJECT.
+    """
+
+    def make(path: Path, version: str = "1", files: Mapping[str, str] | None = None) -> str:
+        content = {**PROJECT, **(files or {})}
+        content["greet.sh"] = content["greet.sh"].replace("@version@", version)
+        return write_tar(path, {f"greet-{version}/{name}": text for name, text in content.items()})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_tar() -> Callable[[Path, Mapping[str, str | bytes]], str]:
+    """A function that writes files to an archive and gives its sha256."""
+    return write_tar
 
 
 @pytest.fixture

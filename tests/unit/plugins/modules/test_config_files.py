@@ -1,0 +1,319 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of the config_files module on real files."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+
+import pytest
+from ansible_collections.tenfold.stack.plugins.modules import config_files
+
+OWNER = pwd.getpwuid(os.geteuid()).pw_name
+GROUP = grp.getgrgid(os.getegid()).gr_name
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture
+def etc(tmp_path):
+    """The folder of the files."""
+    (tmp_path / "etc").mkdir()
+    return tmp_path / "etc"
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    """The folder for temporary files."""
+    (tmp_path / "scratch").mkdir()
+    return tmp_path / "scratch"
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """A file that has a line for each call of `validate`."""
+    (tmp_path / "calls").touch()
+    return tmp_path / "calls"
+
+
+@pytest.fixture
+def validate(calls):
+    """A function that gives a command for the option validate: a shell script with $root."""
+
+    def validate(script="", **options):
+        return [{"command": ["sh", "-c", f"root=$1; echo called >> {calls}; {script}", "sh", "{root}"], **options}]
+
+    return validate
+
+
+@pytest.fixture
+def write(run_module, etc, scratch):
+    """A function that runs the module with contents by file name. No temporary files are left."""
+
+    def write(files, check=False, absent=(), validate=(), **properties):
+        wanted = [
+            {"path": str(etc / name), "content": content, "owner": OWNER, "group": GROUP, **properties}
+            for name, content in files.items()
+        ]
+        options = {"files": wanted, "absent": list(map(str, absent)), "validate": list(validate)}
+        result = run_module(config_files, {**options, "_ansible_tmpdir": str(scratch)}, check=check, diff=True)
+        assert list(scratch.iterdir()) == []
+        assert [path for path in etc.rglob(".*")] == []
+        return result
+
+    return write
+
+
+def mode_of(path):
+    return oct(stat.S_IMODE(path.stat().st_mode))
+
+
+def contents(etc):
+    """What is in all the files, by name."""
+    return {str(path.relative_to(etc)): path.read_text() for path in etc.rglob("*") if path.is_file()}
+
+
+# Writing
+
+
+def test_files_are_written_with_their_folders(write, etc):
+    result = write({"a": "one\n", "deep/er/b": "two\n"})
+    assert (result["changed"], result["changed_files"]) == (True, [str(etc / "a"), str(etc / "deep/er/b")])
+    assert contents(etc) == {"a": "one\n", "deep/er/b": "two\n"}
+    assert (mode_of(etc / "a"), mode_of(etc / "deep/er")) == ("0o644", "0o755")
+
+
+def test_only_what_differs_is_replaced(write, etc):
+    write({"a": "one", "b": "two"})
+    before = os.stat(etc / "a")
+    result = write({"a": "one", "b": "other"})
+    assert (result["changed"], result["changed_files"]) == (True, [str(etc / "b")])
+    assert contents(etc) == {"a": "one", "b": "other"}
+    assert os.stat(etc / "a") == before
+
+
+def test_when_nothing_differs_nothing_is_done(write, validate, calls, etc):
+    files = {"a": "grüße", "b": ""}
+    write(files)
+    before = [os.stat(etc / name) for name in files]
+    result = write(files, validate=validate("false"), absent=[etc / "c"])
+    assert (result["changed"], result["changed_files"], result["diff"]) == (False, [], [])
+    assert [os.stat(etc / name) for name in files] == before
+    assert calls.read_text() == ""
+
+
+def test_other_characters_are_written_as_utf_8(write, etc):
+    result = write({"a": "grüße €\n"})
+    assert (etc / "a").read_bytes() == "grüße €\n".encode()
+    assert result["diff"][0]["after"] == "grüße €\n"
+    assert write({"a": "grüße €\n"})["changed"] is False
+
+
+def test_bytes_that_are_no_text_are_replaced(write, etc):
+    (etc / "a").write_bytes(b"caf\xe9")
+    result = write({"a": "café"})
+    assert result["diff"][0]["before"] == "caf\ufffd"
+    assert (etc / "a").read_text() == "café"
+
+
+@pytest.mark.parametrize("mode", ["0600", "640", "4755"])
+def test_a_new_file_and_an_old_one_get_the_mode(write, etc, mode):
+    (etc / "old").write_text("text")
+    (etc / "old").chmod(0o666)
+    assert write({"old": "text", "new": "text"}, mode=mode)["changed"] is True
+    assert (mode_of(etc / "old"), mode_of(etc / "new")) == (oct(int(mode, 8)),) * 2
+    assert write({"old": "text", "new": "text"}, mode=mode)["changed"] is False
+
+
+def test_folders_are_for_all_users_and_files_have_their_mode_whatever_the_umask(write, etc):
+    umask = os.umask(0o077)
+    try:
+        write({"deep/a": "one"})
+    finally:
+        os.umask(umask)
+    assert (mode_of(etc / "deep"), mode_of(etc / "deep/a")) == ("0o755", "0o644")
+
+
+@needs_root
+def test_a_new_file_and_an_old_one_get_the_owner_and_group(write, etc):
+    (etc / "old").write_text("text")
+    user, group = pwd.getpwnam("nobody"), grp.getgrnam("daemon")
+    result = write({"old": "text", "new": "text"}, owner="nobody", group="daemon", mode="0640")
+    for name in ("old", "new"):
+        found = os.stat(etc / name)
+        assert (found.st_uid, found.st_gid, mode_of(etc / name)) == (user.pw_uid, group.gr_gid, "0o640")
+    assert result["diff"][0]["after_header"] == f"{etc}/old (nobody:daemon 0640)"
+    assert write({"old": "text", "new": "text"}, owner="nobody", group="daemon", mode="0640")["changed"] is False
+
+
+@needs_root
+def test_an_owner_without_a_name_is_told_by_number(write, etc):
+    (etc / "a").write_text("one")
+    os.chown(etc / "a", 12345, 54321)
+    assert write({"a": "one"})["diff"][0]["before_header"] == f"{etc}/a (12345:54321 0644)"
+
+
+def test_nobody_reads_a_secret_while_it_is_written(write, etc, validate, scratch, monkeypatch):
+    modes = []
+    chmod = os.chmod
+
+    def record(path, mode):
+        modes.append(stat.S_IMODE(os.stat(path).st_mode))
+        chmod(path, mode)
+
+    monkeypatch.setattr(os, "chmod", record)
+    write({"a": "secret"}, mode="0640", validate=validate("test $(stat -c %a $root) = 700"))
+    assert modes == [0o600]
+
+
+# What must not be there
+
+
+def test_absent_files_are_removed(write, etc):
+    (etc / "a").write_text("one")
+    (etc / "link").symlink_to("nowhere")
+    result = write({"b": "two"}, absent=[etc / "a", etc / "link", etc / "never"])
+    assert result["changed_files"] == [str(etc / "b"), str(etc / "a"), str(etc / "link")]
+    assert contents(etc) == {"b": "two"}
+    assert not os.path.lexists(etc / "link")
+
+
+def test_absent_alone_needs_no_check(write, etc, validate, calls):
+    (etc / "a").write_text("one")
+    result = write({}, absent=[etc / "a"], validate=validate("false"))
+    assert (result["changed"], calls.read_text(), contents(etc)) == (True, "", {})
+    assert result["diff"] == [{"before": "", "after": "", "before_header": f"{etc}/a", "after_header": "/dev/null"}]
+
+
+def test_a_folder_that_must_not_be_there_is_left_to_the_user(write, etc):
+    (etc / "folder").mkdir()
+    result = write({"a": "one"}, absent=[etc / "folder"])
+    assert f"{etc}/folder is to be absent but is a folder" in result["msg"]
+    assert contents(etc) == {}
+
+
+# Checking
+
+
+def test_the_check_sees_all_files_before_any_is_replaced(write, etc, validate, tmp_path):
+    write({"a": "one", "b": "two"})
+    write({"a": "one", "b": "new"}, validate=validate(f"cp -r $root{etc} {tmp_path}/seen; cp -r {etc} {tmp_path}/then"))
+    assert contents(tmp_path / "seen") == {"a": "one", "b": "new"}
+    assert contents(tmp_path / "then") == {"a": "one", "b": "two"}
+    assert contents(etc) == {"a": "one", "b": "new"}
+
+
+def test_a_refused_change_leaves_all_as_it_was(write, etc, validate):
+    write({"a": "one"})
+    (etc / "old").write_text("old")
+    before = os.stat(etc / "a")
+    result = write(
+        {"a": "new", "b": "new"},
+        absent=[etc / "old"],
+        validate=validate(f"echo $root{etc}/a: bad line >&2; echo hint; exit 4", advice="change greet_options"),
+    )
+    assert result["failed"]
+    assert result["msg"].startswith("change greet_options. `sh -c ")
+    assert result["msg"].endswith(f"ended with status 4: {etc}/a: bad line\nhint")
+    assert "scratch" not in result["msg"]
+    assert (os.stat(etc / "a"), contents(etc)) == (before, {"a": "one", "old": "old"})
+
+
+def test_every_check_has_to_be_satisfied(write, etc, validate, calls):
+    result = write({"a": "one"}, validate=validate() + validate("false") + validate())
+    assert "the new configuration was refused" in result["msg"]
+    assert (calls.read_text(), contents(etc)) == ("called\n" * 2, {})
+
+
+def test_other_statuses_may_mean_success(write, etc, validate):
+    assert "status 0" in write({"a": "one"}, validate=validate(satisfied_by=[124, 3]))["msg"]
+    assert write({"a": "one"}, validate=validate("exit 3", satisfied_by=[124, 3]))["changed"] is True
+
+
+def test_arguments_of_a_check_are_taken_as_they_are(write, tmp_path):
+    command = ["sh", "-c", 'printf "%s" "$1" > "$2"', "sh", "$HOME ~", str(tmp_path / "seen")]
+    write({"a": "one"}, validate=[{"command": command}])
+    assert (tmp_path / "seen").read_text() == "$HOME ~"
+
+
+def test_check_mode_checks_but_writes_nothing(write, etc, validate, calls):
+    (etc / "old").write_text("old")
+    result = write({"deep/a": "one"}, absent=[etc / "old"], check=True, validate=validate())
+    assert (result["changed"], result["changed_files"]) == (True, [f"{etc}/deep/a", f"{etc}/old"])
+    assert (calls.read_text(), contents(etc), (etc / "deep").exists()) == ("called\n", {"old": "old"}, False)
+    assert "refused" in write({"a": "one"}, check=True, validate=validate("false"))["msg"]
+
+
+# Telling
+
+
+def test_the_difference_tells_content_and_permissions(write, etc):
+    new = write({"a": "one\n"}, mode="0600")["diff"]
+    old = write({"a": "two\n"}, mode="0644")["diff"]
+    own = f"{OWNER}:{GROUP}"
+    assert new == [
+        {"before": "", "after": "one\n", "before_header": "/dev/null", "after_header": f"{etc}/a ({own} 0600)"}
+    ]
+    assert old == [
+        {
+            "before": "one\n",
+            "after": "two\n",
+            "before_header": f"{etc}/a ({own} 0600)",
+            "after_header": f"{etc}/a ({own} 0644)",
+        }
+    ]
+
+
+# What can't be
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("nowhere", path)])
+def test_what_is_no_regular_file_is_refused(write, etc, make):
+    make(etc / "b")
+    before = os.lstat(etc / "b")
+    result = write({"a": "one", "b": "two"})
+    assert f"{etc}/b is there but is not a regular file" in result["msg"]
+    assert (contents(etc), os.lstat(etc / "b")) == ({}, before)
+
+
+@pytest.mark.parametrize("mode", ["u=rw", "0688", ""])
+def test_a_mode_that_is_not_octal_is_refused(write, etc, mode):
+    message = write({"a": "one"}, mode=mode)["msg"]
+    assert message == f'the mode of {etc}/a has to be octal digits such as "0644", not "{mode}"'
+
+
+def test_a_relative_path_is_refused(run_module):
+    result = run_module(config_files, {"files": [{"path": "etc/a", "content": ""}]})
+    assert result["msg"] == "the path etc/a has to be absolute"
+
+
+@pytest.mark.parametrize("what", ["owner", "group"])
+def test_an_unknown_owner_leaves_all_as_it_was(run_module, etc, what):
+    files = [
+        {"path": str(etc / "a"), "content": "new", "owner": OWNER, "group": GROUP},
+        {"path": str(etc / "b"), "content": "new", "owner": OWNER, "group": GROUP, what: "no-such-one"},
+    ]
+    (etc / "a").write_text("old")
+    result = run_module(config_files, {"files": files})
+    assert f"{etc}/b can't be given to " in result["msg"]
+    assert "no-such-one" in result["msg"]
+    assert (os.listdir(etc), contents(etc)) == (["a"], {"a": "old"})
+
+
+def test_a_full_disk_leaves_all_as_it_was(write, etc, monkeypatch):
+    write({"a": "old", "b": "old"})
+    make = config_files.tempfile.mkstemp
+
+    def fill(prefix, dir):
+        if prefix.startswith(".b"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(config_files.tempfile, "mkstemp", fill)
+    result = write({"a": "new", "b": "new"})
+    assert "No space left on device" in result["msg"]
+    assert contents(etc) == {"a": "old", "b": "old"}
