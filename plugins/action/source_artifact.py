@@ -18,7 +18,6 @@ from ansible_collections.tenfold.stack.plugins.module_utils.source_release impor
 class ActionModule(ActionBase):
     """Transfer, build, fetch; the artifact appears in the cache whole or not at all."""
 
-    TRANSFERS_FILES = True
     _requires_connection = True
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -28,19 +27,17 @@ class ActionModule(ActionBase):
             return self._execute_module(module_args=args, task_vars=task_vars)
         archive = os.path.expanduser(args["archive"])
         artifact = os.path.expanduser(args["artifact"])
-        folder = self._make_tmp_path()
-        try:
-            join = self._connection._shell.join_path
-            args["archive"] = join(folder, os.path.basename(archive))
-            args["artifact"] = join(folder, os.path.basename(artifact))
-            self._transfer_file(archive, args["archive"])
-            self._fixup_perms2((folder, args["archive"]), execute=False)
-            result: dict[str, Any] = self._execute_module(module_args=args, task_vars=task_vars)
-            if not result.get("failed"):
-                self._keep(args["artifact"], artifact, result)
-            return result
-        finally:
-            self._remove_tmp_path(folder)
+        # The base class removes it.
+        folder = self._connection._shell.tmpdir or self._make_tmp_path()
+        join = self._connection._shell.join_path
+        args["archive"] = join(folder, "source")
+        args["artifact"] = join(folder, "artifact")
+        self._transfer_file(archive, args["archive"])
+        self._fixup_perms2((folder, args["archive"]), execute=False)
+        result: dict[str, Any] = self._execute_module(module_args=args, task_vars=task_vars)
+        if not result.get("failed"):
+            self._keep(args["artifact"], artifact, result)
+        return result
 
     def _keep(self, remote: str, artifact: str, result: dict[str, Any]) -> None:
         """Fetch the artifact into the cache, in one step and only if it arrived as it was sent."""

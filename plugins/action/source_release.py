@@ -21,7 +21,7 @@ from ansible.plugins.action import ActionBase
 class ActionModule(ActionBase):
     """Transfer what is missing from the controller's cache of artifacts."""
 
-    TRANSFERS_FILES = True
+    # Not TRANSFERS_FILES, for which a folder would be made on each host in any case: few of them need one.
     _requires_connection = True
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -45,20 +45,18 @@ class ActionModule(ActionBase):
                 "and its error says why"
             )
         needs = {name: self._needs(os.path.join(cache, name)) for name in missing}
-        remote_folder = self._make_tmp_path()
-        try:
-            releases = []
-            for release in args["releases"]:
-                artifact = release["artifact"]
-                if artifact in missing:
-                    remote = self._connection._shell.join_path(remote_folder, artifact)
-                    self._transfer_file(os.path.join(cache, artifact), remote)
-                    release = dict(release, archive=remote, needs=needs[artifact])
-                releases.append(release)
-            self._fixup_perms2((remote_folder,), execute=False)
-            return self._execute_module(module_args=dict(args, releases=releases), task_vars=task_vars)
-        finally:
-            self._remove_tmp_path(remote_folder)
+        # The base class removes it.
+        folder = self._connection._shell.tmpdir or self._make_tmp_path()
+        releases = []
+        for release in args["releases"]:
+            artifact = release["artifact"]
+            if artifact in missing:
+                remote = self._connection._shell.join_path(folder, artifact)
+                self._transfer_file(os.path.join(cache, artifact), remote)
+                self._fixup_perms2((folder, remote), execute=False)
+                release = dict(release, archive=remote, needs=needs[artifact])
+            releases.append(release)
+        return self._execute_module(module_args=dict(args, releases=releases), task_vars=task_vars)
 
     def _needs(self, artifact: str) -> dict[str, Any]:
         """Give the size and checksum that were noted when the artifact was made."""

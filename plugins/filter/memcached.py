@@ -204,7 +204,7 @@ def _held_ports(instance: Instance, host: Mapping[str, Any], own: Sequence[Insta
     # The instances that are managed here make room for each other. Where the process can't be told,
     # its user says whose it is.
     units = {other["unit"] for other in own}
-    users = {other["user"] for other in own if host["instances"][other["name"]]["pid"]}
+    users = {state["user"] for state in host["instances"].values()}
     for socket in instance["sockets"]:
         for other in host["listeners"]:
             ours = other["unit"] in units or (other["pid"] is None and other["user"] in users)

@@ -90,9 +90,9 @@ instances:
     active:
       description: Whether it serves.
       type: bool
-    pid:
-      description: Its process, also while it starts, null when there is none.
-      type: int
+    user:
+      description: The user that its process runs as, also while it starts, null when there is no process.
+      type: str
     enabled:
       description: Whether it starts at boot.
       type: bool
@@ -253,11 +253,19 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
         started = time.time() - time.monotonic() + int(unit["ExecMainStartTimestampMonotonic"]) / 1e6
         states[instance["name"]] = {
             "active": unit["ActiveState"] == "active",
-            "pid": pid or None,
+            "user": owner_of(pid) if pid else None,
             "enabled": unit["UnitFileState"] == "enabled",
             "outdated": bool(pid) and any(changed_after(path, started) for path in [current, *instance["files"]]),
         }
     return states
+
+
+def owner_of(pid: int) -> str | None:
+    """Give the user that a process runs as."""
+    try:
+        return name_of(os.stat(f"/proc/{pid}").st_uid)
+    except OSError:
+        return None
 
 
 def changed_after(path: str, moment: float) -> bool:

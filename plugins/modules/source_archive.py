@@ -81,6 +81,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.validation import check_type_path
 from ansible.module_utils.urls import open_url
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import sha256_of
 
@@ -91,7 +92,7 @@ class ArchiveError(Exception):
 
 def candidates(source: str) -> Iterator[str]:
     """Give the files that a place on this machine stands for."""
-    path = os.path.expanduser(source)
+    path = check_type_path(source)
     if os.path.isdir(path):
         yield from (entry.path for entry in sorted(os.scandir(path), key=lambda e: e.name) if entry.is_file())
     elif os.path.exists(path):

@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.tenfold.stack.plugins.module_utils import source_release
 
 # Notes each task's result, and what files there are then, as a line of JSON.
-CALLBACK = '''
+CALLBACK = """
 import json, os
 from pathlib import Path
 from ansible.plugins.callback import CallbackBase
@@ -29,7 +29,7 @@ class CallbackModule(CallbackBase):
     CALLBACK_TYPE = "aggregate"
     CALLBACK_NAME = "note"
 
-    def note(self, result):
+    def note(self, result, failed=False):
         root = Path(os.environ["NOTE_ROOT"])
         files = {
             str(path.relative_to(root)): os.readlink(path) if path.is_symlink() else path.stat().st_mtime_ns
@@ -38,19 +38,20 @@ class CallbackModule(CallbackBase):
         name = getattr(result, "task_name", None) or result._task.get_name()
         found = getattr(result, "result", None) or result._result
         with open(os.environ["NOTE_FILE"], "a") as file:
-            file.write(json.dumps([name, found, files], default=str) + "\\n")
+            file.write(json.dumps([name, failed, found, files], default=str) + "\\n")
 
     v2_runner_on_ok = note
 
     def v2_runner_on_failed(self, result, ignore_errors=False):
-        self.note(result)
-'''
+        self.note(result, failed=True)
+"""
 
 
 @dataclasses.dataclass
 class Step:
     """A task that was run."""
 
+    failed: bool
     result: dict[str, Any]
     before: dict[str, str | int]  # files below the root: path -> time of change, or what a link points to
     after: dict[str, str | int]
@@ -72,6 +73,10 @@ def run_tasks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, list[
         folder = tmp_path_factory.mktemp("play")
         (folder / "callback").mkdir()
         (folder / "callback/note.py").write_text(CALLBACK)
+        (folder / "ansible.cfg").touch()
+        for tool in ("cc", "strip"):  # which the tiny project does not need
+            (folder / tool).write_text("#!/bin/sh\n")
+            (folder / tool).chmod(0o755)
         play = {
             "hosts": "localhost",
             "gather_facts": False,
@@ -81,8 +86,9 @@ def run_tasks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, list[
         collections = str(source_release.__file__).partition("/ansible_collections/")[0]
         environment = {
             **os.environ,
+            "PATH": f"{folder}:{os.environ['PATH']}",
             "ANSIBLE_COLLECTIONS_PATH": collections,
-            "ANSIBLE_CONFIG": os.devnull,
+            "ANSIBLE_CONFIG": str(folder / "ansible.cfg"),
             "ANSIBLE_HOME": str(folder / "home"),
             "ANSIBLE_LOCAL_TEMP": str(folder / "local"),
             "ANSIBLE_REMOTE_TMP": str(root / "tmp"),
@@ -101,8 +107,8 @@ def run_tasks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, list[
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         steps = {}
         for line in (folder / "notes").read_text().splitlines() if (folder / "notes").exists() else ():
-            name, result, after = json.loads(line)
-            steps[name] = Step(result, files, after)
+            name, failed, result, after = json.loads(line)
+            steps[name] = Step(failed, result, files, after)
             files = after
         assert list(steps) == [task["name"] for task in tasks], done.stdout + done.stderr
         return steps

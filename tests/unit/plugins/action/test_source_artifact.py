@@ -49,7 +49,7 @@ def test_an_artifact_is_kept_with_its_description(keep, tmp_path):
 
 
 def test_an_artifact_that_is_damaged_on_its_way_is_not_kept(keep, tmp_path):
-    with pytest.raises(AnsibleActionFail, match="cache/artifact .* run again"):
+    with pytest.raises(AnsibleActionFail, match=r"cache/artifact .* run again"):
         keep(b"wrong")
     assert os.listdir(tmp_path / "cache") == []
 

@@ -222,7 +222,11 @@ def systemctl(tmp_path, monkeypatch):
     return script
 
 
-def unit(active="active", enabled="enabled", pid=42, seconds_ago=100.0):
+HERE = os.getpid()
+GONE = 2**22 + 1  # no process has such an id
+
+
+def unit(active="active", enabled="enabled", pid=HERE, seconds_ago=100.0):
     """What systemd tells of a unit."""
     started = int((time.monotonic() - seconds_ago) * 1e6) if pid else 0
     return {
@@ -237,16 +241,17 @@ STOPPED = unit("inactive", "", pid=0)
 
 
 def test_the_states_of_instances_in_one_call(look, systemctl):
-    calls = systemctl(unit(), STOPPED, unit("activating", "disabled"))
-    result = look(instances=[{"name": "a"}, {"name": "b"}, {"name": "c"}])
+    calls = systemctl(unit(), STOPPED, unit("activating", "disabled"), unit(pid=GONE))
+    result = look(instances=[{"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"}])
     assert result["instances"] == {
-        "a": {"active": True, "pid": 42, "enabled": True, "outdated": False},
-        "b": {"active": False, "pid": None, "enabled": False, "outdated": False},
-        "c": {"active": False, "pid": 42, "enabled": False, "outdated": False},
+        "a": {"active": True, "user": USER, "enabled": True, "outdated": False},
+        "b": {"active": False, "user": None, "enabled": False, "outdated": False},
+        "c": {"active": False, "user": USER, "enabled": False, "outdated": False},
+        "d": {"active": True, "user": None, "enabled": True, "outdated": False},
     }
     (call,) = calls.read_text().splitlines()
     assert call.startswith("show --property=")
-    assert call.endswith(" -- memcached@a.service memcached@b.service memcached@c.service")
+    assert call.endswith(" -- memcached@a.service memcached@b.service memcached@c.service memcached@d.service")
 
 
 def test_without_instances_systemctl_is_not_called(look, systemctl):

@@ -10,6 +10,7 @@ import hashlib
 import http.server
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.tenfold.stack.plugins.modules import source_archive
@@ -73,9 +74,7 @@ def server(mirror):
         ("127.0.0.1", 0), functools.partial(Handler, directory=str(mirror))
     ) as running:
         threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
-        running.url = f"http://127.0.0.1:{running.server_address[1]}"
-        running.asked = asked
-        yield running
+        yield SimpleNamespace(url=f"http://127.0.0.1:{running.server_address[1]}", asked=asked)
         running.shutdown()
 
 
@@ -136,14 +135,12 @@ def test_when_no_place_has_it_each_is_told(fetch, server, mirror, dest, tmp_path
     (tmp_path / "empty").mkdir()
     (mirror / "whatever.bin").write_bytes(b"changed")
     changed = hashlib.sha256(b"changed").hexdigest()
-    (tmp_path / "closed").write_text("")
-    port = server.server_address[1]
     places = {
         f"{server.url}/gone": "HTTP Error 404",
         f"{server.url}/whatever.bin": f"its sha256 is {changed}",
         f"{server.url}/short": "",
         f"{server.url}/broken": "",
-        f"https://127.0.0.1:{port}/": "",
+        server.url.replace("http:", "https:"): "",
         f"file://{tmp_path}/gone": "No such file",
         "gopher://nowhere": "unknown url type",
         str(mirror): "none of its 2 files has the checksum",

@@ -62,9 +62,7 @@ def run(run_module, tmp_path):
     """A function that runs the module on some releases."""
 
     def run(*releases, check=False, **options):
-        return run_module(
-            source_release, {"releases": list(releases), "cache": str(tmp_path), **options}, check=check
-        )
+        return run_module(source_release, {"releases": list(releases), "cache": str(tmp_path), **options}, check=check)
 
     return run
 

@@ -1,0 +1,43 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every Molecule scenario: test hosts are made, converged, checked and removed, also when something failed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = 80  # lines of the log of a scenario that failed
+ANSI = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\]8;[^\x07\x1b]*(\x07|\x1b\\))")  # colours and links
+
+
+def running(scenario: str) -> bool:
+    """Whether test hosts of a scenario exist."""
+    command = ["docker", "ps", "--all", "--quiet", "--filter", f"label=tenfold.scenario={scenario}"]
+    return subprocess.run(command, check=True, capture_output=True).stdout != b""
+
+
+@pytest.mark.skipif(
+    "TENFOLD_IMAGE_EL" not in os.environ, reason="no test hosts: run `make test`, which makes their images"
+)
+def test_scenario(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if scenario == "site" and running(scenario):
+        pytest.skip("the example site runs, and a test would end it: `make clean` first")
+    log = Path(os.environ["TENFOLD_CACHE"]) / "logs" / f"{scenario}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with capsys.disabled():
+        print(f"\nscenario {scenario}: see {log}", flush=True)
+    with log.open("wb") as output:
+        # `molecule test` removes the test hosts at its end and after a failure alike.
+        command = [Path(sys.executable).with_name("molecule"), "test", "--scenario-name", scenario]
+        status = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if status != 0:
+        lines = ANSI.sub("", log.read_text(errors="replace")).splitlines()
+        pytest.fail("\n".join([*lines[-SHOWN:], f"{log}: molecule ended with status {status}"]), pytrace=False)

@@ -1,0 +1,428 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of the filters of the role memcached."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.tenfold.stack.plugins.filter.memcached import FilterModule
+
+FILTERS = FilterModule().filters()
+feature_flag, memcached_problems, instances_to_restart, reachable_at, serving_problems = (
+    FILTERS[name]
+    for name in ("feature_flag", "memcached_problems", "instances_to_restart", "reachable_at", "serving_problems")
+)
+
+DEFAULTS = {
+    "listen": ["127.0.0.1"],
+    "port": 11211,
+    "memory": 64,
+    "connections": 1024,
+    "threads": 4,
+    "user": "memcached",
+}
+
+
+def instance(name="default", **given):
+    return FILTERS["memcached_instance"]({"name": name, **given}, DEFAULTS, "/etc/sysconfig")
+
+
+def sockets(*listen, **given):
+    """The sockets of an instance as text."""
+    return [f"{one['address']} {one['port']}" for one in instance(listen=list(listen), **given)["sockets"]]
+
+
+# memcached_instance
+
+
+def test_defaults_and_names():
+    made = instance("sessions", memory=128)
+    assert {key: made[key] for key in ("memory", "port", "threads", "state", "socket", "user")} == {
+        "memory": 128,
+        "port": 11211,
+        "threads": 4,
+        "state": "started",
+        "socket": None,
+        "user": "memcached",
+    }
+    assert made["unit"] == "memcached@sessions.service"
+    assert made["environment_file"] == "/etc/sysconfig/memcached-sessions"
+    assert made["drop_in"] == "/etc/systemd/system/memcached@sessions.service.d/instance.conf"
+    assert made["files"] == [
+        "/etc/systemd/system/memcached@.service",
+        made["environment_file"],
+        made["drop_in"],
+    ]
+    assert made["auth_file"] is None
+
+
+def test_descriptors_leave_room_beside_the_connections():
+    assert instance(connections=1000, threads=4)["descriptors"] == 1000 + 4 * 16 + 256
+    assert instance(connections=1001, threads=8)["descriptors"] == 1001 + 8 * 16 + 256
+
+
+def test_the_arguments_of_an_instance_on_tcp():
+    made = instance(listen=["127.0.0.1", "192.0.2.7"], threads=2)
+    assert made["options"] == ["-l", "127.0.0.1,192.0.2.7", "-U", "0", "-t", "2"]
+
+
+def test_the_arguments_of_an_instance_on_a_socket():
+    made = instance(socket="/run/memcached/a.sock")
+    assert made["options"] == ["-s", "/run/memcached/a.sock", "-a", "0700", "-t", "4"]
+    assert made["sockets"] == []
+    assert made["places"] == ["/run/memcached/a.sock"]
+    assert made["ready"] == "/run/memcached/a.sock"
+    assert instance(socket="/s", socket_mode="0770")["options"][:4] == ["-s", "/s", "-a", "0770"]
+
+
+TLS = {"certificate": "/etc/pki/cert.pem", "key": "/etc/pki/key.pem"}
+
+
+def test_the_arguments_for_tls():
+    assert instance(tls=TLS)["options"][4:] == [
+        "-t",
+        "4",
+        "-Z",
+        "-o",
+        "ssl_chain_cert=/etc/pki/cert.pem,ssl_key=/etc/pki/key.pem",
+    ]
+    verified = instance(tls={**TLS, "ca": "/etc/pki/ca.pem", "verify_clients": True}, extended=["modern"])
+    assert verified["options"][-1] == (
+        "modern,ssl_chain_cert=/etc/pki/cert.pem,ssl_key=/etc/pki/key.pem,ssl_ca_cert=/etc/pki/ca.pem,ssl_verify_mode=2"
+    )
+    assert "ssl_verify_mode" not in instance(tls={**TLS, "verify_clients": False})["options"][-1]
+
+
+def test_the_given_extended_options_stay_as_they_are():
+    given = ["modern"]
+    instance(extended=given, tls=TLS)
+    assert given == ["modern"]
+
+
+def test_the_arguments_for_passwords():
+    made = instance("sessions", auth=[{"user": "a", "password": "b c"}])
+    assert made["auth_file"] in made["options"]
+    assert made["options"][made["options"].index(made["auth_file"]) - 1] == "-Y"
+    assert "memcached-sessions" in made["auth_file"]
+    assert instance(auth=[])["auth_file"] is None
+    assert "-S" in instance(sasl=True)["options"]
+    assert not {"-S", "-Y"} & set(instance()["options"])
+
+
+def test_further_options():
+    made = instance(
+        max_item_size="2m",
+        options={"disable-cas": True, "no-such": False, "unset": None, "slab-min-size": 48, "zero": 0},
+        extended=["hash_algorithm=xxh3", "tail_repair_time=0"],
+    )
+    assert made["options"][6:] == [
+        "-I",
+        "2m",
+        "--disable-cas",
+        "--slab-min-size=48",
+        "--zero=0",
+        "-o",
+        "hash_algorithm=xxh3,tail_repair_time=0",
+    ]
+    assert instance(options=None, extended=None)["options"] == instance()["options"]
+
+
+@pytest.mark.parametrize("value", ["a b", "a\tb", "'a'", '"a"', "a\\b", "$HOME", "%i"])
+@pytest.mark.parametrize("option", ["options", "extended", "socket", "listen"])
+def test_a_value_that_systemd_would_change_is_an_error(option, value):
+    given = {"options": {"pidfile": value}, "extended": ["a", value], "socket": value, "listen": [value]}[option]
+    with pytest.raises(AnsibleFilterError, match="the memcached instance sessions can't be given the argument"):
+        instance("sessions", **{option: given})
+
+
+def test_a_user_with_a_space_is_an_error():
+    with pytest.raises(AnsibleFilterError, match="argument 'a b'"):
+        instance(user="a b")
+
+
+def test_the_rehearsal_leaves_the_running_one_alone():
+    made = instance(
+        listen=["192.0.2.7"],
+        port=11999,
+        memory=100,
+        connections=500,
+        user="cache",
+        extended=["ext_path=/srv/file:1G", "ext_threads=2"],
+        max_item_size="2m",
+    )
+    expected = "-p -1 -l 127.0.0.1 -U 0 -u cache -m 100 -c 500 -t 4 -I 2m -o ext_threads=2"
+    assert " ".join(made["rehearsal"]) == expected
+    assert "ext_path=/srv/file:1G,ext_threads=2" in made["options"]
+
+
+def test_the_rehearsal_of_a_socket_has_no_socket():
+    rehearsal = instance(socket="/run/a.sock", tls=TLS)["rehearsal"]
+    assert not {"-s", "-a", "/run/a.sock"} & set(rehearsal)
+    assert "-Z" in rehearsal
+
+
+def test_a_rehearsal_may_have_no_extended_options_left():
+    assert "-o" not in instance(extended=["ext_path=/srv/file:1G"])["rehearsal"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "socket"),
+    [
+        ("127.0.0.1", "127.0.0.1 11211"),
+        ("127.0.0.1:11212", "127.0.0.1 11212"),
+        ("cache.example.test:11212", "cache.example.test 11212"),
+        ("::1", "::1 11211"),
+        ("2001:db8::1", "2001:db8::1 11211"),
+        ("[::1]", "::1 11211"),
+        ("[2001:db8::1]:11212", "2001:db8::1 11212"),
+        ("notls:127.0.0.1", "127.0.0.1 11211"),
+        ("notls:127.0.0.1:11212", "127.0.0.1 11212"),
+        ("notls:[::1]:11212", "::1 11212"),
+    ],
+)
+def test_where_it_listens(listen, socket):
+    assert sockets(listen) == [socket]
+    assert instance(listen=[listen])["options"][:2] == ["-l", listen]
+
+
+def test_places_are_for_people():
+    assert instance(listen=["::1", "127.0.0.1:1"])["places"] == ["::1 port 11211", "127.0.0.1 port 1"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "ready"),
+    [
+        (["192.0.2.7:1", "127.0.0.1"], "192.0.2.7/1"),
+        (["0.0.0.0"], "127.0.0.1/11211"),
+        (["::"], "::1/11211"),
+        (["*"], "127.0.0.1/11211"),
+    ],
+)
+def test_it_is_ready_when_its_first_socket_answers(listen, ready):
+    assert instance(listen=listen)["ready"] == ready
+
+
+def test_listening_nowhere_is_an_error():
+    with pytest.raises(AnsibleFilterError, match="default listens nowhere: set its listen or its socket"):
+        instance(listen=[])
+
+
+# feature_flag
+
+
+def test_a_feature_has_one_flag_with_and_one_without_it():
+    feature = {"key": "tls", "value": ["--enable-tls", "--disable-tls"]}
+    assert feature_flag(feature, ["sasl", "tls"]) == "--enable-tls"
+    assert feature_flag(feature, ["sasl"]) == "--disable-tls"
+
+
+# memcached_problems
+
+SETTINGS = {
+    "version": "1.6.45",
+    "sha256": "a" * 64,
+    "known_versions": ["1.6.45", "1.6.18"],
+    "memory": 1000,
+    "memory_share": 0.9,
+}
+FREE = {"active": False, "user": None, "enabled": False, "outdated": False}
+RUNS = {"active": True, "user": "memcached", "enabled": True, "outdated": False}
+
+
+def listener(**given):
+    return {
+        "protocol": "tcp",
+        "address": "127.0.0.1",
+        "port": 11211,
+        "user": "root",
+        "pid": 4711,
+        "process": "nginx",
+        "unit": "nginx.service",
+        **given,
+    }
+
+
+def problems(*instances, listeners=(), states=None, **settings):
+    host = {
+        "listeners": list(listeners),
+        "instances": {one["name"]: FREE for one in instances} | (states or {}),
+    }
+    return memcached_problems(list(instances), host, {**SETTINGS, **settings})
+
+
+def test_a_good_host_has_no_problems():
+    assert problems(instance(), instance("b", port=11212), instance("c", socket="/c")) == []
+    assert problems() == []
+
+
+def test_an_unknown_version_is_a_problem():
+    (problem,) = problems(sha256="", version="1.7")
+    assert "memcached 1.7" in problem
+    assert "set memcached_sha256" in problem
+    assert "memcached_version to one of 1.6.45, 1.6.18" in problem
+
+
+def test_two_instances_of_one_name_are_a_problem():
+    (problem,) = problems(instance("a"), instance("a", port=11212), instance("b", port=11213))
+    assert problem == "Two elements of memcached_instances have a. Give each a name of its own."
+    assert problems(instance("a"), instance("a", state="absent")) == [problem]
+
+
+def test_two_instances_in_one_place_are_a_problem():
+    (problem,) = problems(instance("a"), instance("b", listen=["192.0.2.7", "127.0.0.1"]))
+    assert problem.startswith("Two elements of memcached_instances have 127.0.0.1 port 11211. Give each a port")
+    (problem,) = problems(instance("a", socket="/s"), instance("b", socket="/s"))
+    assert "have /s." in problem
+    assert problems(instance("a"), instance("b", state="absent")) == []
+
+
+def test_too_much_memory_is_a_problem():
+    assert problems(instance("a", memory=900)) == []
+    (problem,) = problems(instance("a", memory=900), instance("b", memory=1, socket="/s"))
+    for part in ("901 MB", "1000 MB", "900 MB", "memcached_memory ", "memcached_memory_share (0.9)"):
+        assert part in problem
+    assert problems(instance("a", memory=900), instance("b", memory=1, socket="/s", state="absent")) == []
+    assert problems(instance("a", memory=901), memory_share=1.0) == []
+
+
+def test_a_port_that_another_holds_is_a_problem():
+    (problem,) = problems(instance("a"), listeners=[listener()])
+    for part in ("127.0.0.1 port 11211", "instance a", "nginx of root", "pid 4711", "nginx.service", "memcached_port"):
+        assert part in problem
+    (problem,) = problems(instance("a"), listeners=[listener(pid=None, process=None, unit=None, user="www")])
+    assert "held by a process of www (pid unknown, no unit)" in problem
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "collides"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "192.0.2.7", False),
+        ("0.0.0.0", "192.0.2.7", True),
+        ("::", "192.0.2.7", True),
+        ("192.0.2.7", "0.0.0.0", True),
+        ("192.0.2.7", "*", True),
+        ("::1", "127.0.0.1", False),
+    ],
+)
+def test_addresses_that_collide(held, wanted, collides):
+    assert bool(problems(instance(listen=[wanted]), listeners=[listener(address=held)])) is collides
+
+
+@pytest.mark.parametrize("other", [{"protocol": "udp"}, {"port": 11212}])
+def test_another_port_or_protocol_is_free(other):
+    assert problems(instance(), listeners=[listener(**other)]) == []
+
+
+def test_instances_that_are_managed_make_room_for_each_other():
+    own = listener(unit="memcached@old.service", process="memcached", user="memcached")
+    old = instance("old", state="absent")
+    assert problems(instance("new"), old, listeners=[own]) == []
+    assert len(problems(instance("new"), listeners=[own])) == 1
+
+
+def test_where_the_process_can_not_be_told_the_user_tells():
+    hidden = listener(pid=None, process=None, unit=None, user="memcached")
+    assert problems(instance(), listeners=[hidden], states={"default": RUNS}) == []
+    assert problems(instance(), listeners=[hidden], states={"default": {**RUNS, "active": False}}) == []
+    assert len(problems(instance(), listeners=[hidden])) == 1
+    # The user that it runs as, which may be another than the one that it is to run as.
+    assert problems(instance(user="new"), listeners=[hidden], states={"default": RUNS}) == []
+    assert len(problems(instance(user="www"), listeners=[{**hidden, "user": "www"}], states={"default": RUNS})) == 1
+    assert len(problems(instance(), listeners=[{**hidden, "user": "www"}], states={"default": RUNS})) == 1
+    assert len(problems(instance(), listeners=[listener(user="memcached")], states={"default": RUNS})) == 1
+
+
+def test_all_problems_are_told_at_once():
+    told = problems(instance("a"), instance("a", memory=2000), listeners=[listener()], sha256="")
+    assert len(told) == 6  # checksum, name, place, memory, and the port for each of the two
+
+
+# instances_to_restart
+
+
+def restarted(state, release="1-a", changed=()):
+    host = {"release": "1-a", "instances": {"default": {**RUNS, **state}, "b": FREE}}
+    chosen = instances_to_restart([instance(), instance("b", socket="/b")], host, release, list(changed))
+    return [one["name"] for one in chosen]
+
+
+@pytest.mark.parametrize(
+    ("state", "release", "changed", "names"),
+    [
+        ({}, "1-a", [], []),
+        ({}, "2-b", [], ["default"]),
+        ({"outdated": True}, "1-a", [], ["default"]),
+        ({}, "1-a", ["/etc/sysconfig/memcached-default"], ["default"]),
+        ({}, "1-a", ["/etc/systemd/system/memcached@.service"], ["default"]),
+        ({}, "1-a", ["/etc/systemd/system/memcached@default.service.d/instance.conf"], ["default"]),
+        ({}, "1-a", ["/etc/sysconfig/memcached-b", "/etc/other"], []),
+        ({"active": False, "outdated": True}, "2-b", ["/etc/sysconfig/memcached-default"], []),
+    ],
+)
+def test_what_runs_on_something_else_is_restarted(state, release, changed, names):
+    assert restarted(state, release, changed) == names
+
+
+# reachable_at
+
+FACTS = {"default_ipv4": {"address": "192.0.2.7"}, "default_ipv6": {"address": "2001:db8::7"}}
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        (["127.0.0.1"], "127.0.0.1 11211"),
+        (["127.0.0.1", "192.0.2.8:1", "192.0.2.9"], "192.0.2.8 1"),
+        (["::1", "localhost", "cache.example.test"], "cache.example.test 11211"),
+        (["0.0.0.0"], "192.0.2.7 11211"),
+        (["*"], "192.0.2.7 11211"),
+        (["127.0.0.1", "::"], "2001:db8::7 11211"),
+    ],
+)
+def test_where_others_reach_it(listen, address):
+    found = reachable_at(instance(listen=listen), FACTS)
+    assert f"{found['address']} {found['port']}" == address
+
+
+def test_others_do_not_reach_a_unix_socket():
+    assert reachable_at(instance(socket="/s"), FACTS) == {"address": None, "port": None}
+
+
+# serving_problems
+
+
+def serving(*listeners, state=None, **given):
+    host = {"instances": {"default": {**RUNS, **(state or {})}}, "listeners": list(listeners)}
+    return serving_problems(instance(**given), host)
+
+
+OWN = listener(user="memcached", process="memcached", unit="memcached@default.service")
+
+
+def test_an_instance_that_serves_as_described_has_no_problems():
+    assert serving(OWN, listener(port=80)) == []
+    assert serving({**OWN, "pid": None, "process": None, "unit": None}) == []
+    assert serving(socket="/s") == []
+
+
+def test_an_instance_that_does_not_run_or_start_at_boot():
+    stopped, disabled, silent = serving(state={"active": False, "enabled": False})
+    assert "memcached@default.service does not run" in stopped
+    assert "memcached@default.service does not start at boot" in disabled
+    assert silent == "it does not listen on 127.0.0.1 port 11211"
+
+
+def test_an_instance_that_listens_elsewhere():
+    assert serving({**OWN, "address": "0.0.0.0"}) == [
+        "it does not listen on 127.0.0.1 port 11211",
+        "it also listens on 0.0.0.0 port 11211",
+    ]
+    assert serving(OWN, {**OWN, "port": 11212}) == ["it also listens on 127.0.0.1 port 11212"]
+
+
+def test_a_port_that_another_unit_holds_does_not_count():
+    assert serving(listener(user="memcached")) == ["it does not listen on 127.0.0.1 port 11211"]
+    assert serving(listener(pid=None, unit=None, user="www")) == ["it does not listen on 127.0.0.1 port 11211"]
