@@ -16,18 +16,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import ansible_test
 import pytest
 from ansible.release import __version__ as ansible_version
 from ansible_test._internal.python_requirements import get_venv_packages
+from ansible_test._internal.util import ANSIBLE_TEST_DATA_ROOT
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PIP = get_venv_packages(SimpleNamespace(version=PYTHON))["pip"]
 
-# What is Ansible's: the collection as it ships, and its unit tests. The rest are programs of this repository,
-# which ruff and mypy look at.
-ANSIBLES = [".", *(f":(exclude){path}" for path in ("bench", "molecule", "tools", "tests/[!su]*"))]
+# What ansible-test judges: what ships, and its unit tests. The rest are programs of this repository, which
+# ruff and mypy look at.
+PARTS = ["LICENSE", "*.md", "*.rst", "galaxy.yml", "changelogs", "meta", "playbooks", "plugins", "roles"]
+PARTS += ["tests/sanity", "tests/unit"]
 
 # ansible-test makes environments without pip and fetches get-pip.py, which brings pip, from a host of Ansible's
 # own. Where a file of that name lies in its cache, it takes that.
@@ -42,7 +43,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 def copy_collection(to: Path) -> None:
     """Copy the collection to a folder with the path that its name asks for: ansible-test takes no links."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *ANSIBLES],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS],
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -63,8 +64,8 @@ def make_home(home: Path) -> None:
     complete = wheels / f"complete-{ansible_version}-{PYTHON}"
     if not complete.exists():
         shutil.rmtree(home, ignore_errors=True)
-        requirements = Path(ansible_test.__path__[0]).glob("_data/requirements/sanity.*.txt")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", wheels, f"pip=={PIP}"]
+        requirements = Path(ANSIBLE_TEST_DATA_ROOT).glob("requirements/sanity.*.txt")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", f"--dest={wheels}", f"pip=={PIP}"]
         subprocess.run([*command, *(f"--requirement={file}" for file in requirements)], check=True)
         complete.touch()
     get_pip = home / f".ansible/test/cache/get_pip_{PIP.replace('.', '_')}.py"
@@ -73,7 +74,7 @@ def make_home(home: Path) -> None:
     # ansible-test passes none of pip's environment variables on.
     config = home / ".config/pip/pip.conf"
     config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(f"[global]\nno-index = true\nfind-links = {wheels}\n")
+    config.write_text(f"[global]\nquiet = 1\nno-index = true\nfind-links = {wheels}\n")
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +88,9 @@ def test_sanity(cache: Path) -> None:
     collection = cache / "ansible_collections/tenfold/stack"
     copy_collection(collection)
     make_home(cache / "home")
-    command = [Path(sys.executable).with_name("ansible-test"), "sanity", "--local", "--python", PYTHON, "--color", "no"]
+    ansible_test = str(Path(sys.executable).with_name("ansible-test"))
     done = subprocess.run(
-        command,
+        [ansible_test, "sanity", "--local", "--python", PYTHON, "--color", "no"],
         cwd=collection,
         env=os.environ | {"HOME": str(cache / "home"), "XDG_CONFIG_HOME": str(cache / "home/.config")},
         stdout=subprocess.PIPE,

@@ -36,7 +36,7 @@ def test_scenario(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
         print(f"\nscenario {scenario}: see {log}", flush=True)
     with log.open("wb") as output:
         # `molecule test` removes the test hosts at its end and after a failure alike.
-        command = [Path(sys.executable).with_name("molecule"), "test", "--scenario-name", scenario]
+        command = [str(Path(sys.executable).with_name("molecule")), "test", "--scenario-name", scenario]
         status = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     if status != 0:
         lines = ANSI.sub("", log.read_text(errors="replace")).splitlines()

@@ -31,7 +31,7 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
     :return: the description with all its values, and
 
         * ``unit``, ``environment_file``, ``drop_in`` and ``auth_file``: names and paths,
-        * ``files``: those that it reads only when it starts,
+        * ``files``: those of its own that it reads only when it starts,
         * ``sockets``: the addresses it listens on, each with ``address`` and ``port``,
         * ``places``: the same, or its socket's path, for people,
         * ``options``: its arguments beyond ``-p -u -m -c``, ``rehearsal``: all its arguments for a
@@ -50,7 +50,7 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
         auth_file=f"{environment_folder}/memcached-{name}.auth" if given.get("auth") else None,
         descriptors=instance["connections"] + DESCRIPTORS_PER_THREAD * instance["threads"] + SPARE_DESCRIPTORS,
     )
-    instance["files"] = [UNIT_FILE, instance["environment_file"], instance["drop_in"]]
+    instance["files"] = [instance["environment_file"], instance["drop_in"]]
     instance["sockets"] = [] if instance["socket"] else _sockets(instance)
     instance["places"] = [f"{place['address']} port {place['port']}" for place in instance["sockets"]] or [
         instance["socket"]
@@ -240,9 +240,37 @@ def instances_to_restart(
         and (
             host["release"] != release
             or states[instance["name"]]["outdated"]
-            or set(instance["files"]) & set(changed_files)
+            or {UNIT_FILE, *instance["files"]} & set(changed_files)
         )
     ]
+
+
+def memcached_todo(
+    instances: Sequence[Instance], host: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[str]:
+    """Tell what about a host is not as it should be.
+
+    :param instances: from `memcached_instance`, also those that are to be absent.
+    :param host: as returned by the module ``memcached_host_info``.
+    :param settings: the ``release`` that is to run, and ``always``, reasons to look closer at each run.
+    :return: a phrase for each thing that differs.
+    """
+    states = host["instances"]
+    todo = list(settings["always"])
+    if host["release"] != settings["release"]:
+        todo.append(f"release {settings['release']}")
+    todo += host["differing_files"]
+    for instance in instances:
+        state = states[instance["name"]]
+        if instance["state"] == "absent":
+            if state["active"] or state["enabled"] or state["configured"]:
+                todo.append(f"{instance['unit']} is to be removed")
+        else:
+            if instance["user"] not in host["users"]:
+                todo.append(f"user {instance['user']}")
+            if state["outdated"] or not (state["active"] and state["enabled"]):
+                todo.append(f"{instance['unit']} is to be started")
+    return todo
 
 
 def reachable_at(instance: Instance, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,6 +328,7 @@ class FilterModule:
         return {
             "memcached_instance": memcached_instance,
             "feature_flag": feature_flag,
+            "memcached_todo": memcached_todo,
             "reachable_at": reachable_at,
             "serving_problems": serving_problems,
             "memcached_problems": memcached_problems,

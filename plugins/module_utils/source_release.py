@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 
 CURRENT = "current"
 
@@ -41,7 +41,7 @@ def replace_link(target: str, path: str) -> None:
     :raises OSError: the folder can't be written, or `path` is a folder.
     """
     # A name of its own in the same folder; rename() then replaces the old link atomically.
-    scratch = tempfile.mktemp(prefix=f".{os.path.basename(path)}-", dir=os.path.dirname(path))
+    scratch = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}-{secrets.token_hex(8)}")
     os.symlink(target, scratch)
     try:
         os.replace(scratch, path)

@@ -36,10 +36,36 @@ options:
         type: str
         required: true
       files:
-        description: The files that it reads at its start only.
+        description: The files that belong to it alone and that it reads at its start only.
         type: list
         elements: path
         default: []
+  files:
+    description: Files to compare with what is there, in the form that M(tenfold.stack.config_files) takes.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where the file is.
+        type: path
+        required: true
+      content:
+        description: What is in it.
+        type: str
+        required: true
+      owner:
+        description: Name of the owning user.
+        type: str
+        default: root
+      group:
+        description: Name of the owning group.
+        type: str
+        default: root
+      mode:
+        description: Permissions, in octal digits.
+        type: str
+        default: "0644"
 attributes:
   check_mode:
     description: Changes nothing.
@@ -78,6 +104,11 @@ users:
   returned: success
   type: list
   elements: str
+differing_files:
+  description: Paths of the files that are not as described.
+  returned: success
+  type: list
+  elements: str
 firewalld_active:
   description: Whether firewalld runs.
   returned: success
@@ -93,11 +124,14 @@ instances:
     user:
       description: The user that its process runs as, also while it starts, null when there is no process.
       type: str
+    configured:
+      description: Whether one of its files is there.
+      type: bool
     enabled:
       description: Whether it starts at boot.
       type: bool
     outdated:
-      description: Whether its process is older than one of its files, or than the last switch of the release.
+      description: Whether its process is older than one of its files, the unit or the last switch of the release.
       type: bool
 listeners:
   description: Sockets that listen.
@@ -136,8 +170,10 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILE_OPTIONS, File
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import CURRENT, current_release
 
+UNIT_FILE = "/etc/systemd/system/memcached@.service"
 TCP_LISTEN = "0A"
 UDP_BOUND = "07"
 PROPERTIES = "ActiveState,UnitFileState,MainPID,ExecMainStartTimestampMonotonic"
@@ -253,9 +289,10 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
         started = time.time() - time.monotonic() + int(unit["ExecMainStartTimestampMonotonic"]) / 1e6
         states[instance["name"]] = {
             "active": unit["ActiveState"] == "active",
+            "configured": any(os.path.lexists(path) for path in instance["files"]),
             "user": owner_of(pid) if pid else None,
             "enabled": unit["UnitFileState"] == "enabled",
-            "outdated": bool(pid) and any(changed_after(path, started) for path in [current, *instance["files"]]),
+            "outdated": bool(pid) and any(changed_after(path, started) for path in [current, UNIT_FILE, *instance["files"]]),
         }
     return states
 
@@ -301,6 +338,7 @@ def main() -> None:
         argument_spec={
             "prefix": {"type": "path", "required": True},
             "users": {"type": "list", "elements": "str", "default": []},
+            "files": {"type": "list", "elements": "dict", "default": [], "options": FILE_OPTIONS},
             "instances": {
                 "type": "list",
                 "elements": "dict",
@@ -314,11 +352,13 @@ def main() -> None:
         supports_check_mode=True,
     )
     prefix = module.params["prefix"]
+    files = [File(wanted) for wanted in module.params["files"]]
     module.exit_json(
         changed=False,
         release=current_release(prefix),
         releases=releases_in(prefix),
         users=[user for user in module.params["users"] if exists(user)],
+        differing_files=[file.path for file in files if file.before() != file.after()],
         firewalld_active=any(comm_of(pid) == "firewalld" for pid in os.listdir("/proc") if pid.isdigit()),
         instances=instance_states(module),
         listeners=listeners(),

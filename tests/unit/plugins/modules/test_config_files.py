@@ -62,7 +62,7 @@ def write(run_module, etc, scratch):
         options = {"files": wanted, "absent": list(map(str, absent)), "validate": list(validate)}
         result = run_module(config_files, {**options, "_ansible_tmpdir": str(scratch)}, check=check, diff=True)
         assert list(scratch.iterdir()) == []
-        assert [path for path in etc.rglob(".*")] == []
+        assert list(etc.rglob(".*")) == []
         return result
 
     return write
