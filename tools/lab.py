@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import engine
@@ -171,7 +172,7 @@ def site(tags: str) -> None:
     molecule = VENV / "bin/molecule"
     only = ("--tags", tags) if tags else ()
     for step, extra in (("create", ()), ("converge", ("--", "--skip-tags", "verify", *only)), ("verify", ())):
-        timings.run(step, lambda step=step, extra=extra: run(molecule, step, "-s", "site", *extra, env=env))
+        timings.run(step, partial(run, molecule, step, "-s", "site", *extra, env=env))
     print(f"\nThe site runs; what you can try is in README.md. `make clean` ends it.\nWall time: {timings}")
 
 
@@ -184,7 +185,7 @@ def bench() -> None:
 def test(scenario: str) -> None:
     """Run everything that proves the collection, or one scenario of it."""
     env = prepare(Timings())
-    chosen = ("tests/test_scenarios.py", "-k", f"[{scenario}]") if scenario else ("tests",)
+    chosen = ("tests/test_scenarios.py", "--scenario", scenario) if scenario else ("tests",)
     os.chdir(ROOT)
     # The runner takes this process's place: its closing lines are the last that is printed.
     os.execve(VENV / "bin/pytest", ["pytest", *chosen], env)
@@ -211,6 +212,7 @@ def main() -> int:
     commands.add_parser("bench")
     commands.add_parser("clean")
     commands.add_parser("venv")
+    commands.add_parser("docs")
     args = parser.parse_args()
     try:
         match args.command:
@@ -224,6 +226,9 @@ def main() -> int:
                 clean()
             case "venv":
                 print(make_venv())
+            case "docs":
+                make_venv()
+                run(VENV / "bin/python", "tools/role_pages.py")
     except (LabError, engine.EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -78,10 +78,10 @@ def _sockets(instance: Instance) -> list[dict[str, Any]]:
     for entry in instance["listen"]:
         address, port = str(entry).removeprefix("notls:"), instance["port"]
         if address.startswith("["):  # [v6]:port
-            address, _, rest = address[1:].partition("]")
+            address, rest = address[1:].partition("]")[::2]
             port = rest.removeprefix(":") or port
         elif address.count(":") == 1:
-            address, _, port = address.partition(":")
+            address, port = address.partition(":")[::2]
         found.append({"address": address, "port": int(port)})
     if not found:
         raise AnsibleFilterError(
@@ -245,9 +245,7 @@ def instances_to_restart(
     ]
 
 
-def memcached_todo(
-    instances: Sequence[Instance], host: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[str]:
+def memcached_todo(instances: Sequence[Instance], host: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """Tell what about a host is not as it should be.
 
     :param instances: from `memcached_instance`, also those that are to be absent.

@@ -8,8 +8,12 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import shutil
 import stat
+import tempfile
 from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
 
 # The options of a module that describe one file.
 FILE_OPTIONS: dict[str, Any] = {

@@ -170,7 +170,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILE_OPTIONS, File
+from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILE_OPTIONS, ConfigError, File
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import CURRENT, current_release
 
 UNIT_FILE = "/etc/systemd/system/memcached@.service"
@@ -292,7 +292,8 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
             "configured": any(os.path.lexists(path) for path in instance["files"]),
             "user": owner_of(pid) if pid else None,
             "enabled": unit["UnitFileState"] == "enabled",
-            "outdated": bool(pid) and any(changed_after(path, started) for path in [current, UNIT_FILE, *instance["files"]]),
+            "outdated": bool(pid)
+            and any(changed_after(path, started) for path in [current, UNIT_FILE, *instance["files"]]),
         }
     return states
 
@@ -352,13 +353,17 @@ def main() -> None:
         supports_check_mode=True,
     )
     prefix = module.params["prefix"]
-    files = [File(wanted) for wanted in module.params["files"]]
+    try:
+        files = [File(wanted) for wanted in module.params["files"]]
+        differing = [file.path for file in files if file.before() != file.after()]
+    except (ConfigError, OSError) as error:
+        module.fail_json(msg=str(error))
     module.exit_json(
         changed=False,
         release=current_release(prefix),
         releases=releases_in(prefix),
         users=[user for user in module.params["users"] if exists(user)],
-        differing_files=[file.path for file in files if file.before() != file.after()],
+        differing_files=differing,
         firewalld_active=any(comm_of(pid) == "firewalld" for pid in os.listdir("/proc") if pid.isdigit()),
         instances=instance_states(module),
         listeners=listeners(),

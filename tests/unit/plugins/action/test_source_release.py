@@ -80,7 +80,7 @@ def life(root, run_tasks, make_source):
 
 
 def greeting(root):
-    return subprocess.run([root / "opt/greet/current/bin/greet"], capture_output=True, text=True).stdout
+    return subprocess.run([root / "opt/greet/current/bin/greet"], capture_output=True, check=False, text=True).stdout
 
 
 def told(step):

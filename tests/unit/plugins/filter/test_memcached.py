@@ -10,10 +10,12 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.tenfold.stack.plugins.filter.memcached import FilterModule
 
 FILTERS = FilterModule().filters()
-feature_flag, memcached_problems, instances_to_restart, reachable_at, serving_problems = (
-    FILTERS[name]
-    for name in ("feature_flag", "memcached_problems", "instances_to_restart", "reachable_at", "serving_problems")
-)
+feature_flag = FILTERS["feature_flag"]
+memcached_problems = FILTERS["memcached_problems"]
+memcached_todo = FILTERS["memcached_todo"]
+instances_to_restart = FILTERS["instances_to_restart"]
+reachable_at = FILTERS["reachable_at"]
+serving_problems = FILTERS["serving_problems"]
 
 DEFAULTS = {
     "listen": ["127.0.0.1"],
@@ -50,11 +52,7 @@ def test_defaults_and_names():
     assert made["unit"] == "memcached@sessions.service"
     assert made["environment_file"] == "/etc/sysconfig/memcached-sessions"
     assert made["drop_in"] == "/etc/systemd/system/memcached@sessions.service.d/instance.conf"
-    assert made["files"] == [
-        "/etc/systemd/system/memcached@.service",
-        made["environment_file"],
-        made["drop_in"],
-    ]
+    assert made["files"] == [made["environment_file"], made["drop_in"]]
     assert made["auth_file"] is None
 
 
@@ -426,3 +424,43 @@ def test_an_instance_that_listens_elsewhere():
 def test_a_port_that_another_unit_holds_does_not_count():
     assert serving(listener(user="memcached")) == ["it does not listen on 127.0.0.1 port 11211"]
     assert serving(listener(pid=None, unit=None, user="www")) == ["it does not listen on 127.0.0.1 port 11211"]
+
+
+# memcached_todo
+
+
+def todo(*instances, states=None, **given):
+    host = {"release": "1-a", "users": ["memcached"], "differing_files": [], **given}
+    known = {one["name"]: {**RUNS, "configured": True} for one in instances} | (states or {})
+    settings = {"release": "1-a", "always": given.get("always", [])}
+    return memcached_todo(list(instances), {**host, "instances": known}, settings)
+
+
+GONE = {"active": False, "enabled": False, "configured": False, "outdated": False}
+
+
+def test_a_host_that_is_as_it_should_be_has_nothing_to_do():
+    assert todo(instance()) == []
+    assert todo(instance(), instance("old", state="absent"), states={"old": GONE}) == []
+
+
+def test_what_differs_on_the_host_is_to_be_done():
+    assert todo(instance(), release="2-b") == ["release 1-a"]
+    assert todo(instance(), release=None) == ["release 1-a"]
+    assert todo(instance(), differing_files=["/etc/a", "/etc/b"]) == ["/etc/a", "/etc/b"]
+    assert todo(instance(), always=["a reason"]) == ["a reason"]
+    assert todo(instance(user="new")) == ["user new"]
+
+
+@pytest.mark.parametrize("difference", [{"active": False}, {"enabled": False}, {"outdated": True}])
+def test_an_instance_that_does_not_run_as_it_should_is_to_be_started(difference):
+    states = {"default": {**RUNS, "configured": True, **difference}}
+    assert todo(instance(), states=states) == ["memcached@default.service is to be started"]
+
+
+@pytest.mark.parametrize("rest", ["active", "enabled", "configured"])
+def test_what_is_left_of_an_unwanted_instance_is_to_be_removed(rest):
+    states = {"old": {**GONE, rest: True}}
+    assert todo(instance("old", state="absent", user="new"), states=states) == [
+        "memcached@old.service is to be removed"
+    ]

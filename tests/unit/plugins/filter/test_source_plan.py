@@ -29,9 +29,9 @@ APP = {
 }
 
 
-def release_of(facts=FACTS, lib=None, **app):
+def release_of(facts=None, lib=None, **app):
     """The release that app gives with some values changed."""
-    return source_plan([{**LIB, **(lib or {})}, {**APP, **app}], facts)[-1]["release"]
+    return source_plan([{**LIB, **(lib or {})}, {**APP, **app}], facts or FACTS)[-1]["release"]
 
 
 # source_plan

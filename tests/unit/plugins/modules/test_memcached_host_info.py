@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import io
 import os
 import pwd
@@ -201,6 +202,33 @@ def test_firewalld_is_found_by_its_process(look, monkeypatch, name, active):
     assert look()["firewalld_active"] is active
 
 
+# Files
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file, and its description."""
+    (tmp_path / "file").write_text("one")
+    (tmp_path / "file").chmod(0o640)
+    group = grp.getgrgid((tmp_path / "file").stat().st_gid).gr_name
+    return {"path": str(tmp_path / "file"), "content": "one", "owner": USER, "group": group, "mode": "0640"}
+
+
+@pytest.mark.parametrize("difference", [{"content": "two"}, {"mode": "0644"}, {"group": "no-such-group"}])
+def test_files_that_are_not_as_described(look, file, difference):
+    assert look(files=[file])["differing_files"] == []
+    missing = {**file, "path": "/nowhere/at/all"}
+    assert look(files=[{**file, **difference}, missing])["differing_files"] == [file["path"], missing["path"]]
+
+
+@pytest.mark.parametrize("difference", [{"mode": "u=rw"}, {"path": "relative"}, {"path": "/dev/null"}])
+def test_a_file_that_can_not_be_is_told(look, file, difference):
+    path = difference.get("path", file["path"])
+    result = look(files=[{**file, **difference}])
+    assert result["failed"]
+    assert path in result["msg"]
+
+
 # Instances
 
 
@@ -244,10 +272,10 @@ def test_the_states_of_instances_in_one_call(look, systemctl):
     calls = systemctl(unit(), STOPPED, unit("activating", "disabled"), unit(pid=GONE))
     result = look(instances=[{"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"}])
     assert result["instances"] == {
-        "a": {"active": True, "user": USER, "enabled": True, "outdated": False},
-        "b": {"active": False, "user": None, "enabled": False, "outdated": False},
-        "c": {"active": False, "user": USER, "enabled": False, "outdated": False},
-        "d": {"active": True, "user": None, "enabled": True, "outdated": False},
+        "a": {"active": True, "user": USER, "enabled": True, "outdated": False, "configured": False},
+        "b": {"active": False, "user": None, "enabled": False, "outdated": False, "configured": False},
+        "c": {"active": False, "user": USER, "enabled": False, "outdated": False, "configured": False},
+        "d": {"active": True, "user": None, "enabled": True, "outdated": False, "configured": False},
     }
     (call,) = calls.read_text().splitlines()
     assert call.startswith("show --property=")
@@ -299,6 +327,20 @@ def test_a_switch_after_the_start_makes_it_outdated(look, systemctl, aged, secon
     aged("current", seconds, target="1-a")
     systemctl(unit(seconds_ago=100))
     assert look(instances=[{"name": "a"}])["instances"]["a"]["outdated"] is outdated
+
+
+@pytest.mark.parametrize(("seconds", "outdated"), [(90, True), (110, False)])
+def test_a_unit_that_changed_after_the_start_makes_it_outdated(look, systemctl, aged, monkeypatch, seconds, outdated):
+    monkeypatch.setattr(memcached_host_info, "UNIT_FILE", aged("memcached@.service", seconds))
+    systemctl(unit(seconds_ago=100))
+    assert look(instances=[{"name": "a"}])["instances"]["a"]["outdated"] is outdated
+
+
+def test_an_instance_with_any_of_its_files_is_configured(look, systemctl, aged, tmp_path):
+    systemctl(STOPPED, STOPPED)
+    link = aged("link", 0, target="nowhere")
+    states = look(instances=[{"name": "a", "files": ["/nowhere", link]}, {"name": "b", "files": ["/nowhere"]}])
+    assert [states["instances"][name]["configured"] for name in ("a", "b")] == [True, False]
 
 
 def test_what_does_not_run_is_not_outdated(look, systemctl, aged):

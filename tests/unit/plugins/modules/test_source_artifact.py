@@ -139,13 +139,13 @@ include config.mk
 to = $(DESTDIR)$(prefix)
 all:
 install:
-	mkdir -p $(to)
-	printf '\177ELF program' > $(to)/program
-	printf '!<arch>\nlibrary' > $(to)/library
-	printf 'a text' > $(to)/text.a
-	ln -s program $(to)/link
-	ln -s nowhere $(to)/dangling
-"""
+    mkdir -p $(to)
+    printf '\177ELF program' > $(to)/program
+    printf '!<arch>\nlibrary' > $(to)/library
+    printf 'a text' > $(to)/text.a
+    ln -s program $(to)/link
+    ln -s nowhere $(to)/dangling
+""".replace("    ", "\t")
 
 
 def test_programs_and_libraries_are_stripped(build, tools):
