@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ DESCRIPTORS_PER_THREAD = 16
 
 UNIT_FILE = "/etc/systemd/system/memcached@.service"
 
-ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}  # where to reach such a listener
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where to reach such a listener
 
 Instance = dict[str, Any]
 
@@ -82,7 +83,7 @@ def _sockets(instance: Instance) -> list[dict[str, Any]]:
             port = rest.removeprefix(":") or port
         elif address.count(":") == 1:
             address, port = address.partition(":")[::2]
-        found.append({"address": address, "port": int(port)})
+        found.append({"address": "0.0.0.0" if address == "*" else address, "port": int(port)})
     if not found:
         raise AnsibleFilterError(
             f"the memcached instance {instance['name']} listens nowhere: set its listen or its socket"
@@ -162,6 +163,7 @@ def memcached_problems(
         *_unknown_source(settings),
         *_twice(instances, "name", "Give each a name of its own"),
         *_twice(wanted, "places", "Give each a port, listen or socket of its own"),
+        *_covered(wanted),
         *_too_much_memory(wanted, settings),
         *(problem for instance in wanted for problem in _held_ports(instance, host, instances)),
     ]
@@ -185,6 +187,21 @@ def _twice(instances: Sequence[Instance], key: str, advice: str) -> list[str]:
     return [
         f"Two elements of memcached_instances have {value}. {advice}."
         for value in sorted({value for value in values if values.count(value) > 1})
+    ]
+
+
+def _covered(wanted: Sequence[Instance]) -> list[str]:
+    """Tell which instances listen on all addresses of a port that another one listens on, too."""
+    return [
+        f"The memcached instance {one['name']} listens on all addresses, and so on {socket['address']} port "
+        f"{socket['port']} of the instance {other['name']}, too. Change listen or port of one of them in "
+        "memcached_instances."
+        for one in wanted
+        for any_socket in one["sockets"]
+        if any_socket["address"] in ANY_ADDRESS
+        for other in wanted
+        for socket in other["sockets"]
+        if other is not one and socket["port"] == any_socket["port"] and socket != any_socket
     ]
 
 
@@ -307,6 +324,7 @@ def serving_problems(instance: Instance, host: Mapping[str, Any]) -> list[str]:
     if not state["enabled"]:
         problems.append(f"{instance['unit']} does not start at boot")
     wanted = {(socket["address"], socket["port"]) for socket in instance["sockets"]}
+    named = {(address, port) for address, port in wanted if not _is_address(address)}
     ports = {port for _address, port in wanted}
     found = {
         (other["address"], other["port"])
@@ -314,9 +332,20 @@ def serving_problems(instance: Instance, host: Mapping[str, Any]) -> list[str]:
         if other["unit"] == instance["unit"]
         or (other["pid"] is None and other["user"] == instance["user"] and other["port"] in ports)
     }
-    problems += [f"it does not listen on {address} port {port}" for address, port in sorted(wanted - found)]
-    problems += [f"it also listens on {address} port {port}" for address, port in sorted(found - wanted)]
+    # What a name stands for is the host's to know: any address will do for it.
+    by_name = {(address, port) for address, port in found - wanted if port in {port for _name, port in named}}
+    missing = wanted - named - found | {(name, port) for name, port in named if port not in {p for _, p in by_name}}
+    problems += [f"it does not listen on {address} port {port}" for address, port in sorted(missing)]
+    problems += [f"it also listens on {address} port {port}" for address, port in sorted(found - wanted - by_name)]
     return problems
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class FilterModule:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,10 @@ def _with_paths(value: Any, linked: Sequence[Build]) -> Any:
     text = str(value)
     for other in linked:
         text = text.replace(f"@{other['name']}@", other["path"])
+    if unknown := re.search(r"@[\w-]+@", text):
+        raise AnsibleFilterError(
+            f"{unknown[0]} in {text!r} stands for no build that this one links to: add it to links, or change it"
+        )
     return text
 
 

@@ -276,6 +276,13 @@ def test_two_instances_in_one_place_are_a_problem():
     assert problems(instance("a"), instance("b", state="absent")) == []
 
 
+def test_an_instance_on_all_addresses_covers_the_others():
+    (problem,) = problems(instance("all", listen=["0.0.0.0"]), instance("one", listen=["192.0.2.7"]))
+    for part in ("instance all", "192.0.2.7 port 11211 of the instance one", "memcached_instances"):
+        assert part in problem
+    assert problems(instance("all", listen=["*"]), instance("one", listen=["192.0.2.7"], port=11212)) == []
+
+
 def test_too_much_memory_is_a_problem():
     assert problems(instance("a", memory=900)) == []
     (problem,) = problems(instance("a", memory=900), instance("b", memory=1, socket="/s"))
@@ -419,6 +426,13 @@ def test_an_instance_that_listens_elsewhere():
         "it also listens on 0.0.0.0 port 11211",
     ]
     assert serving(OWN, {**OWN, "port": 11212}) == ["it also listens on 127.0.0.1 port 11212"]
+
+
+def test_a_name_stands_for_any_address():
+    named = {**OWN, "address": "192.0.2.7"}
+    assert serving(named, listen=["cache-1"]) == []
+    assert serving(named, OWN, listen=["cache-1", "127.0.0.1"]) == []
+    assert serving(OWN, listen=["cache-1", "127.0.0.1"]) == ["it does not listen on cache-1 port 11211"]
 
 
 def test_a_port_that_another_unit_holds_does_not_count():

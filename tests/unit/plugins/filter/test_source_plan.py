@@ -81,7 +81,7 @@ def test_the_given_descriptions_stay_as_they_are():
         {"make": [["all"]]},
         {"install": ["install-strip"]},
         {"strip": False},
-        {"links": []},
+        {"links": [], "configure": ["--plain"]},
         {"lib": {"sha256": "c" * 64}},
         {"lib": {"configure": ["--static"]}},
         {"facts": {**FACTS, "distribution": "Debian"}},
@@ -123,9 +123,9 @@ def test_placeholders_become_the_folders_of_linked_builds():
     assert app["environment"] == {"LDFLAGS": f"-L{path}/lib", "LEVEL": "2"}
 
 
-def test_only_linked_builds_are_put_in():
-    _lib, app = source_plan([LIB, {**APP, "links": []}], FACTS)
-    assert app["configure"][0] == "--with-lib=@lib@"
+def test_a_placeholder_of_a_build_that_is_not_linked_is_an_error():
+    with pytest.raises(AnsibleFilterError, match="@lib@ in .* stands for no build that this one links to"):
+        source_plan([LIB, {**APP, "links": []}], FACTS)
 
 
 @pytest.mark.parametrize("builds", [[APP], [APP, LIB]])
