@@ -14,6 +14,7 @@ import testinfra
 INVENTORY = os.environ["MOLECULE_INVENTORY_FILE"].rsplit("/", 1)[0]
 CONVERGE = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml"
 FIRST, SECOND = "1.6.18", "1.6.38"
+SMALL = "/run/small"  # a volume that no release fits on
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,11 @@ FAILURES = {
         ["No checksum is known for memcached 1.6.99", "memcached_sha256"],
     ),
     "unreachable source": (
-        {"memcached_version": SECOND, "memcached_sources": ["http://127.0.0.1:9/memcached.tar.gz"], "lab_build_cache": "{tmp}"},
+        {
+            "memcached_version": SECOND,
+            "memcached_sources": ["http://127.0.0.1:9/memcached.tar.gz"],
+            "lab_build_cache": "{tmp}",
+        },
         ["memcached_sources", "http://127.0.0.1:9/memcached.tar.gz", "Connection refused"],
     ),
     "failing configure": (
@@ -106,8 +111,8 @@ FAILURES = {
         ["127.0.0.1 port 11211", "memcached_instances"],
     ),
     "no room on the volume": (
-        {"memcached_version": SECOND, "memcached_prefix": "/run/small"},
-        ["no room for memcached", "/run/small"],
+        {"memcached_version": SECOND, "memcached_prefix": SMALL},
+        ["no room for memcached", SMALL],
     ),
 }
 
@@ -117,7 +122,7 @@ def test_a_failed_change_harms_nothing(node, failure, tmp_path):
     talk(node, "set precious 0 0 4\\r\\nkept\\r\\n")
     holder = "import socket,time; s=socket.socket(); s.bind(('127.0.0.1',11999)); s.listen(); time.sleep(120)"
     node.check_output("systemd-run --unit=holder python3 -c %s", holder)
-    node.check_output("mountpoint -q /run/small || { mkdir -p /run/small && mount -t tmpfs -o size=64k small /run/small; }")
+    node.check_output(f"mountpoint -q {SMALL} || {{ mkdir -p {SMALL} && mount -t tmpfs -o size=64k small {SMALL}; }}")
     variables, sentences = FAILURES[failure]
     variables = json.loads(json.dumps(variables).replace("{tmp}", str(tmp_path)))
     before = state(node)
@@ -167,7 +172,7 @@ def test_an_interrupted_switch_is_finished_by_the_next_run(node):
 def test_an_interrupted_configuration_is_finished_by_the_next_run(node):
     """The environment file was written, and the run died before the restart."""
     assert changes(converge(memcached_memory=80)) > 0
-    node.check_output("sed -i s/^CACHESIZE=.*/CACHESIZE=\\\"64\\\"/ /etc/sysconfig/memcached-default")
+    node.check_output('sed -i s/^CACHESIZE=.*/CACHESIZE=\\"64\\"/ /etc/sysconfig/memcached-default')
     assert "limit_maxbytes 83886080" in talk(node, "stats\\r\\n")
     assert changes(converge()) > 0
     assert "limit_maxbytes 67108864" in talk(node, "stats\\r\\n")

@@ -81,7 +81,7 @@ def test_the_given_descriptions_stay_as_they_are():
         {"make": [["all"]]},
         {"install": ["install-strip"]},
         {"strip": False},
-        {"links": [], "configure": ["--plain"]},
+        {"links": [], "configure": [], "environment": {}},
         {"lib": {"sha256": "c" * 64}},
         {"lib": {"configure": ["--static"]}},
         {"facts": {**FACTS, "distribution": "Debian"}},
@@ -124,7 +124,7 @@ def test_placeholders_become_the_folders_of_linked_builds():
 
 
 def test_a_placeholder_of_a_build_that_is_not_linked_is_an_error():
-    with pytest.raises(AnsibleFilterError, match="@lib@ in .* stands for no build that this one links to"):
+    with pytest.raises(AnsibleFilterError, match=r"@lib@ in .* stands for no build that this one links to"):
         source_plan([LIB, {**APP, "links": []}], FACTS)
 
 
