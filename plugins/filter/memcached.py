@@ -334,7 +334,8 @@ def serving_problems(instance: Instance, host: Mapping[str, Any]) -> list[str]:
     }
     # What a name stands for is the host's to know: any address will do for it.
     by_name = {(address, port) for address, port in found - wanted if port in {port for _name, port in named}}
-    missing = wanted - named - found | {(name, port) for name, port in named if port not in {p for _, p in by_name}}
+    answered = {port for _address, port in by_name}
+    missing = wanted - named - found | {(name, port) for name, port in named if port not in answered}
     problems += [f"it does not listen on {address} port {port}" for address, port in sorted(missing)]
     problems += [f"it also listens on {address} port {port}" for address, port in sorted(found - wanted - by_name)]
     return problems
