@@ -18,8 +18,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 COLLECTION = "tenfold.stack"
 
-# Where somebody's files lie, which no file may name. Written so that this file doesn't.
-MACHINE_PATHS = re.compile(rb"(?<![\w.~-])/(?:wor[k]/|hom[e]/(?!memcached\b)\w|Users/\w|tm[p]/tfc)")
+# Where somebody's files lie, which no file may name.
+MACHINE_PATHS = re.compile(rb"(?<![\w.~-])/(?:home/(?!memcached\b|tester\b)|Users/)\w")
 
 # What the built collection holds: whole folders and single files.
 SHIPPED = re.compile(
