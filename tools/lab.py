@@ -182,9 +182,24 @@ def bench() -> None:
     run(VENV / "bin/python", "tests/bench/build_once.py", "--literal", env=env)
 
 
+def make_memcached() -> str:
+    """Install the distribution's memcached, which the modules' unit tests talk to."""
+    if shutil.which("memcached"):
+        return "there already"
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return "not there: the tests that need it will be skipped; install memcached to run them"
+    # RUNLEVEL keeps it from being started: the tests start their own, on ports of their own.
+    env = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "memcached", env=env)
+    return "installed"
+
+
 def test(scenario: str) -> None:
     """Run everything that proves the collection, or one scenario of it."""
-    env = prepare(Timings())
+    timings = Timings()
+    env = prepare(timings)
+    if not scenario:
+        timings.run("memcached", make_memcached)
     chosen = ("tests/test_scenarios.py", "--scenario", scenario) if scenario else ("tests",)
     os.chdir(ROOT)
     # The runner takes this process's place: its closing lines are the last that is printed.

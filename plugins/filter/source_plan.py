@@ -39,12 +39,13 @@ def source_plan(builds: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -
     :return: the descriptions with defaults and ``release`` (folder name), ``path`` (its folder),
         ``artifact`` (file name in the cache) and ``configure`` (with ``@name@`` put in as the
         folder of that build).
-    :raises AnsibleFilterError: a build links to one that is not before it.
+    :raises AnsibleFilterError: a description lacks something, or links to a build that is not before it.
     """
     platform = [facts[key] for key in ("distribution", "distribution_major_version", "architecture")]
     plan: dict[str, Build] = {}
     for given in builds:
         build = {**DEFAULTS, **given}
+        _check(build)
         for name in build["links"]:
             if name not in plan:
                 raise AnsibleFilterError(
@@ -67,6 +68,17 @@ def source_plan(builds: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -
             build[key] = _with_paths(build[key], linked)
         plan[build["name"]] = build
     return list(plan.values())
+
+
+def _check(build: Build) -> None:
+    if re.fullmatch("[0-9a-f]{64}", build["sha256"]) and build["sources"] and build["prefix"].startswith("/"):
+        return
+    name = build["name"]
+    raise AnsibleFilterError(
+        f"{name} {build['version']} can't be built: set {name}_sha256 to the sha256 that upstream publishes for this "
+        f"version (64 hexadecimal digits), {name}_sources to at least one place, and {name}_prefix to an absolute "
+        f"path. Now they are {build['sha256']!r}, {build['sources']!r} and {build['prefix']!r}"
+    )
 
 
 def _with_paths(value: Any, linked: Sequence[Build]) -> Any:

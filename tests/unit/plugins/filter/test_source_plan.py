@@ -123,6 +123,12 @@ def test_placeholders_become_the_folders_of_linked_builds():
     assert app["environment"] == {"LDFLAGS": f"-L{path}/lib", "LEVEL": "2"}
 
 
+@pytest.mark.parametrize("broken", [{"sha256": ""}, {"sha256": "A" * 64}, {"sources": []}, {"prefix": "opt/lib"}])
+def test_an_incomplete_description_is_an_error_that_names_the_variables(broken):
+    with pytest.raises(AnsibleFilterError, match=r"lib 2\.1 can't be built: set lib_sha256 .*lib_sources.*lib_prefix"):
+        source_plan([{**LIB, **broken}], FACTS)
+
+
 def test_a_placeholder_of_a_build_that_is_not_linked_is_an_error():
     with pytest.raises(AnsibleFilterError, match=r"@lib@ in .* stands for no build that this one links to"):
         source_plan([LIB, {**APP, "links": []}], FACTS)
