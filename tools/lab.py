@@ -207,13 +207,17 @@ def test(scenario: str) -> None:
 
 
 def clean() -> None:
-    """End the containers and networks of the lab, the engine if it was started here, the cache."""
+    """End the lab's containers, networks and images, the engine if it was started here, and the cache."""
     if engine.answers():
-        label = "label=tenfold.scenario"
-        if containers := output("docker", "ps", "-aq", "--filter", label).split():
-            run("docker", "rm", "--force", "--volumes", *containers)
-        if networks := output("docker", "network", "ls", "-q", "--filter", label).split():
-            run("docker", "network", "rm", *networks)
+        made = "label=tenfold.scenario"
+        for kind, lister, remover in (
+            ("containers", ("ps", "--all", "--filter", made), ("rm", "--force", "--volumes")),
+            ("networks", ("network", "ls", "--filter", made), ("network", "rm")),
+            ("images", ("images", "--filter", "label=tenfold.stack.recipe"), ("rmi", "--force")),
+        ):
+            if found := output("docker", *lister, "--quiet").split():
+                output("docker", *remover, *dict.fromkeys(found))
+                print(f"removed {len(found)} {kind}")
     print(engine.down(CACHE / "engine"))
     shutil.rmtree(CACHE, ignore_errors=True)
 

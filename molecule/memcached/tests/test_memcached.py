@@ -198,6 +198,11 @@ def test_one_compiled_and_the_others_got_the_artifact(hosts):
     assert len({hosts(name).check_output(release) for name in ("el-2", "el-3")}) == 1
 
 
+def test_a_host_of_its_own_compiles(hosts):
+    assert hosts("client-1").exists("gcc")
+    assert not hosts("classic-1").exists("gcc")
+
+
 def test_classic_layout(hosts):
     host = hosts("classic-1")
     assert host.check_output("readlink -f /home/memcached/bin/memcached").startswith("/home/memcached/1.6.38-")

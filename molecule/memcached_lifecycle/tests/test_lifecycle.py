@@ -22,11 +22,11 @@ def node():
     return testinfra.get_host("ansible://cache-1", ansible_inventory=INVENTORY)
 
 
-def converge(**variables: Any) -> subprocess.CompletedProcess[str]:
-    """Run the play on the node with other variables."""
+def converge(playbook: Path = CONVERGE, **variables: Any) -> subprocess.CompletedProcess[str]:
+    """Run a playbook on the node, with other variables."""
     extra = [f"--extra-vars={json.dumps(variables)}"] if variables else []
     return subprocess.run(
-        ["ansible-playbook", f"--inventory={INVENTORY}", str(CONVERGE), *extra],
+        ["ansible-playbook", f"--inventory={INVENTORY}", str(playbook), *extra],
         capture_output=True,
         text=True,
         timeout=300,
@@ -196,6 +196,26 @@ def test_only_the_instance_that_changed_is_restarted(node):
     assert changes(converge()) == 0
 
 
+def test_libevent_by_itself_and_the_compiler_is_gone_afterwards(node, tmp_path):
+    """Built anew into another prefix, shared and exposed, on a node that had no compiler before."""
+    node.check_output("dnf --assumeyes remove gcc make")
+    variables = {
+        "libevent_prefix": "/opt/lone/libevent",
+        "libevent_linkage": "shared",
+        "libevent_expose_in": "/usr/local",
+        "lab_build_cache": str(tmp_path),
+        "source_build_remove_toolchain": True,
+    }
+    play = CONVERGE.with_name("libevent.yml")
+    assert changes(converge(play, **variables)) > 0
+    assert not node.exists("gcc")
+    assert not node.exists("make")
+    library = node.check_output("readlink -f /usr/local/lib/libevent.so")
+    assert library.startswith("/opt/lone/libevent/2.1.12-")
+    assert "libevent-2.1.so" in node.check_output("ldconfig -p")
+    assert changes(converge(play, **variables)) == 0
+
+
 def test_check_mode_tells_and_changes_nothing(node):
     before = state(node)
     done = subprocess.run(
@@ -213,10 +233,7 @@ def test_check_mode_tells_and_changes_nothing(node):
 def test_a_broken_daemon_is_told_by_verify(node):
     node.check_output("systemctl stop memcached@default")
     playbook = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "playbooks/verify.yml"
-    done = subprocess.run(
-        ["ansible-playbook", f"--inventory={INVENTORY}", str(playbook)],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = converge(playbook)
     assert done.returncode != 0
     assert "memcached@default.service does not run" in done.stdout
     assert changes(converge()) > 0
