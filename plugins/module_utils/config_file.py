@@ -15,13 +15,20 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-# The options of a module that describe one file.
-FILE_OPTIONS: dict[str, Any] = {
-    "path": {"type": "path", "required": True},
-    "content": {"type": "str", "required": True},
-    "owner": {"type": "str", "default": "root"},
-    "group": {"type": "str", "default": "root"},
-    "mode": {"type": "str", "default": "0644"},
+# The option of a module that takes configuration files; its documentation is the fragment config_file.
+FILES_ARGUMENT: dict[str, Any] = {
+    "files": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "path": {"type": "path", "required": True},
+            "content": {"type": "str", "required": True},
+            "owner": {"type": "str", "default": "root"},
+            "group": {"type": "str", "default": "root"},
+            "mode": {"type": "str", "default": "0644"},
+        },
+    }
 }
 
 

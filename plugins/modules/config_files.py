@@ -19,32 +19,6 @@ description:
     together, and for fleets, where each task costs a call to every host.
   - Contents usually come from P(ansible.builtin.template#lookup).
 options:
-  files:
-    description: The files that have to be there.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      path:
-        description: Where the file goes. Its folder is made when it is missing.
-        type: path
-        required: true
-      content:
-        description: What is in it.
-        type: str
-        required: true
-      owner:
-        description: Name of the owning user.
-        type: str
-        default: root
-      group:
-        description: Name of the owning group.
-        type: str
-        default: root
-      mode:
-        description: Permissions, in octal digits.
-        type: str
-        default: "0644"
   absent:
     description: Files that must not be there.
     type: list
@@ -70,6 +44,8 @@ options:
         description: What to change when the command is not satisfied. It begins the error message.
         type: str
         default: the new configuration was refused
+extends_documentation_fragment:
+  - tenfold.stack.config_file
 attributes:
   check_mode:
     description: Can run in check mode and tell what would change. The commands of O(validate) are run then, too.
@@ -111,7 +87,7 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILE_OPTIONS, ConfigError, File
+from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILES_ARGUMENT, ConfigError, File
 
 
 def diff_of(path: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, str]:
@@ -193,12 +169,7 @@ def replace(module: AnsibleModule, files: list[File]) -> None:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": FILE_OPTIONS,
-            },
+            **FILES_ARGUMENT,
             "absent": {"type": "list", "elements": "path", "default": []},
             "validate": {
                 "type": "list",

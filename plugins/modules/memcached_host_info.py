@@ -40,32 +40,8 @@ options:
         type: list
         elements: path
         default: []
-  files:
-    description: Files to compare with what is there, in the form that M(tenfold.stack.config_files) takes.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      path:
-        description: Where the file is.
-        type: path
-        required: true
-      content:
-        description: What is in it.
-        type: str
-        required: true
-      owner:
-        description: Name of the owning user.
-        type: str
-        default: root
-      group:
-        description: Name of the owning group.
-        type: str
-        default: root
-      mode:
-        description: Permissions, in octal digits.
-        type: str
-        default: "0644"
+extends_documentation_fragment:
+  - tenfold.stack.config_file
 attributes:
   check_mode:
     description: Changes nothing.
@@ -170,7 +146,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILE_OPTIONS, ConfigError, File
+from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILES_ARGUMENT, ConfigError, File
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import CURRENT, current_release
 
 UNIT_FILE = "/etc/systemd/system/memcached@.service"
@@ -339,7 +315,7 @@ def main() -> None:
         argument_spec={
             "prefix": {"type": "path", "required": True},
             "users": {"type": "list", "elements": "str", "default": []},
-            "files": {"type": "list", "elements": "dict", "default": [], "options": FILE_OPTIONS},
+            **FILES_ARGUMENT,
             "instances": {
                 "type": "list",
                 "elements": "dict",
