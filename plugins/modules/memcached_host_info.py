@@ -146,7 +146,12 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILES_ARGUMENT, ConfigError, File
+from ansible_collections.tenfold.stack.plugins.module_utils.config_file import (
+    FILES_ARGUMENT,
+    ConfigError,
+    File,
+    name_of,
+)
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import CURRENT, current_release
 
 UNIT_FILE = "/etc/systemd/system/memcached@.service"
@@ -188,19 +193,11 @@ def read_sockets(path: str, state: str) -> list[dict[str, Any]]:
                 {
                     "address": decode_address(address),
                     "port": int(port, 16),
-                    "user": name_of(int(row[7])),
+                    "user": name_of(pwd.getpwuid, int(row[7])),
                     "inode": row[9],
                 }
             )
     return found
-
-
-def name_of(uid: int) -> str:
-    """Give the name of a user, or its number where it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def decode_address(digits: str) -> str:
@@ -277,7 +274,7 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
 def owner_of(pid: int) -> str | None:
     """Give the user that a process runs as."""
     try:
-        return name_of(os.stat(f"/proc/{pid}").st_uid)
+        return name_of(pwd.getpwuid, os.stat(f"/proc/{pid}").st_uid)
     except OSError:
         return None
 
