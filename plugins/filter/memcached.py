@@ -16,7 +16,7 @@ from ansible.errors import AnsibleFilterError
 SPARE_DESCRIPTORS = 256
 DESCRIPTORS_PER_THREAD = 16
 
-UNIT_FILE = "/etc/systemd/system/memcached@.service"
+UNITS = "/etc/systemd/system"
 
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where to reach such a listener
 
@@ -27,11 +27,12 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
     """Complete the description of an instance.
 
     :param given: an element of ``memcached_instances``.
-    :param defaults: values for ``listen``, ``port``, ``memory``, ``connections``, ``threads`` and ``user``.
+    :param defaults: values for ``listen``, ``port``, ``memory``, ``connections``, ``threads``, ``user``
+        and ``service``, the name of the template unit.
     :param environment_folder: where the platform keeps the environment files of services.
     :return: the description with all its values, and
 
-        * ``unit``, ``environment_file``, ``drop_in`` and ``auth_file``: names and paths,
+        * ``unit``, ``unit_file``, ``environment_file``, ``drop_in`` and ``auth_file``: names and paths,
         * ``files``: those of its own that it reads only when it starts,
         * ``sockets``: the addresses it listens on, each with ``address`` and ``port``,
         * ``places``: the same, or its socket's path, for people,
@@ -43,12 +44,13 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
     :raises AnsibleFilterError: a value can't be passed to the daemon.
     """
     instance: Instance = {"state": "started", "socket": None, "socket_mode": "0700", **defaults, **given}
-    name = instance["name"]
+    name, service = instance["name"], instance["service"]
     instance.update(
-        unit=f"memcached@{name}.service",
-        environment_file=f"{environment_folder}/memcached-{name}",
-        drop_in=f"{UNIT_FILE}.d/instance.conf".replace("@", f"@{name}"),
-        auth_file=f"{environment_folder}/memcached-{name}.auth" if given.get("auth") else None,
+        unit=f"{service}@{name}.service",
+        unit_file=f"{UNITS}/{service}@.service",
+        environment_file=f"{environment_folder}/{service}-{name}",
+        drop_in=f"{UNITS}/{service}@{name}.service.d/instance.conf",
+        auth_file=f"{environment_folder}/{service}-{name}.auth" if given.get("auth") else None,
         descriptors=instance["connections"] + DESCRIPTORS_PER_THREAD * instance["threads"] + SPARE_DESCRIPTORS,
     )
     instance["files"] = [instance["environment_file"], instance["drop_in"]]
@@ -257,7 +259,7 @@ def instances_to_restart(
         and (
             host["release"] != release
             or states[instance["name"]]["outdated"]
-            or {UNIT_FILE, *instance["files"]} & set(changed_files)
+            or {instance["unit_file"], *instance["files"]} & set(changed_files)
         )
     ]
 

@@ -20,6 +20,10 @@ options:
     description: Folder that holds the releases.
     type: path
     required: true
+  service:
+    description: Name of the template unit that the instances are made from.
+    type: str
+    default: memcached
   users:
     description: Names of users to look for.
     type: list
@@ -154,7 +158,7 @@ from ansible_collections.tenfold.stack.plugins.module_utils.config_file import (
 )
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import CURRENT, current_release
 
-UNIT_FILE = "/etc/systemd/system/memcached@.service"
+UNITS = "/etc/systemd/system"
 TCP_LISTEN = "0A"
 UDP_BOUND = "07"
 PROPERTIES = "ActiveState,UnitFileState,MainPID,ExecMainStartTimestampMonotonic"
@@ -250,7 +254,9 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
     if not wanted:
         return {}
     current = os.path.join(module.params["prefix"], CURRENT)
-    units = [f"memcached@{instance['name']}.service" for instance in wanted]
+    service = module.params["service"]
+    template = os.path.join(UNITS, f"{service}@.service")
+    units = [f"{service}@{instance['name']}.service" for instance in wanted]
     _code, out, _err = module.run_command(
         ["systemctl", "show", f"--property={PROPERTIES}", "--", *units], check_rc=True
     )
@@ -266,7 +272,7 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
             "user": owner_of(pid) if pid else None,
             "enabled": unit["UnitFileState"] == "enabled",
             "outdated": bool(pid)
-            and any(changed_after(path, started) for path in [current, UNIT_FILE, *instance["files"]]),
+            and any(changed_after(path, started) for path in [current, template, *instance["files"]]),
         }
     return states
 
@@ -311,6 +317,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "prefix": {"type": "path", "required": True},
+            "service": {"type": "str", "default": "memcached"},
             "users": {"type": "list", "elements": "str", "default": []},
             **FILES_ARGUMENT,
             "instances": {

@@ -24,6 +24,7 @@ DEFAULTS = {
     "connections": 1024,
     "threads": 4,
     "user": "memcached",
+    "service": "memcached",
 }
 
 
@@ -54,6 +55,14 @@ def test_defaults_and_names():
     assert made["drop_in"] == "/etc/systemd/system/memcached@sessions.service.d/instance.conf"
     assert made["files"] == [made["environment_file"], made["drop_in"]]
     assert made["auth_file"] is None
+
+
+def test_a_service_of_another_name_shares_no_file():
+    first, other = instance(auth=[{"user": "a"}]), instance(auth=[{"user": "a"}], service="memcached-proxy")
+    assert other["unit"] == "memcached-proxy@default.service"
+    assert other["unit_file"] == "/etc/systemd/system/memcached-proxy@.service"
+    for key in ("unit_file", "environment_file", "drop_in", "auth_file"):
+        assert first[key] != other[key]
 
 
 def test_descriptors_leave_room_beside_the_connections():

@@ -331,9 +331,9 @@ def test_a_switch_after_the_start_makes_it_outdated(look, systemctl, aged, secon
 
 @pytest.mark.parametrize(("seconds", "outdated"), [(90, True), (110, False)])
 def test_a_unit_that_changed_after_the_start_makes_it_outdated(look, systemctl, aged, monkeypatch, seconds, outdated):
-    monkeypatch.setattr(memcached_host_info, "UNIT_FILE", aged("memcached@.service", seconds))
+    monkeypatch.setattr(memcached_host_info, "UNITS", os.path.dirname(aged("other@.service", seconds)))
     systemctl(unit(seconds_ago=100))
-    assert look(instances=[{"name": "a"}])["instances"]["a"]["outdated"] is outdated
+    assert look(instances=[{"name": "a"}], service="other")["instances"]["a"]["outdated"] is outdated
 
 
 def test_an_instance_with_any_of_its_files_is_configured(look, systemctl, aged, tmp_path):

@@ -1,0 +1,93 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Derive a pool's members from the inventory: the one place that does, for DNS, proxies and everything else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+LABEL_LENGTH = 63  # octets, RFC 1035
+DEFAULT_WEIGHT = 10
+
+
+def pool_members(
+    pool: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    leaving: Iterable[str] | str = (),
+) -> list[dict[str, Any]]:
+    """Give the members of a pool.
+
+    :param pool: an element of ``pools`` with its ``name``, ``group`` and ``port``.
+    :param groups: ``groups`` of the inventory.
+    :param hostvars: ``hostvars``. A host may set ``pool_addresses`` and ``pool_weight``; without the first its facts
+        have to be known.
+    :param leaving: names of hosts that are about to leave, as a list or separated by commas.
+    :return: for each member, in the order of their names, ``host`` (inventory name), ``label`` (for DNS), ``address``
+        (the first, which places it on a ring), ``addresses``, ``port`` and ``weight``.
+    :raises AnsibleFilterError: there is no such group, a host's address isn't known, or two members are the same.
+    """
+    if pool["group"] not in groups:
+        raise AnsibleFilterError(
+            f"the pool {pool['name']} is to consist of the group {pool['group']}, which the inventory does not have: "
+            "change the pool's group in pools, or add the group"
+        )
+    gone = set(leaving.replace(",", " ").split() if isinstance(leaving, str) else leaving)
+    hosts = sorted(set(groups[pool["group"]]) - gone)
+    labels = _labels(hosts)
+    members = [
+        {
+            "host": host,
+            "label": labels[host],
+            "address": addresses[0],
+            "addresses": addresses,
+            "port": int(pool["port"]),
+            "weight": int(hostvars[host].get("pool_weight", DEFAULT_WEIGHT)),
+        }
+        for host in hosts
+        for addresses in [_addresses(host, hostvars[host])]
+    ]
+    places: dict[str, str] = {}
+    for member in members:
+        for address in member["addresses"]:
+            if (other := places.setdefault(address, member["host"])) != member["host"]:
+                raise AnsibleFilterError(
+                    f"the members {other} and {member['host']} of the pool {pool['name']} have the same address "
+                    f"{address}: correct pool_addresses of one of them"
+                )
+    return members
+
+
+def _addresses(host: str, variables: Mapping[str, Any]) -> list[str]:
+    if given := variables.get("pool_addresses"):
+        return [str(address) for address in given]
+    facts = variables.get("ansible_facts") or {}
+    if address := (facts.get("default_ipv4") or {}).get("address"):
+        return [str(address)]
+    raise AnsibleFilterError(
+        f"the address of {host} is not known: gather its facts (subset network) before, or set pool_addresses for it "
+        "in the inventory"
+    )
+
+
+def _labels(hosts: Sequence[str]) -> dict[str, str]:
+    """Name each host by the first label of its name, or by all of it where that is not its own."""
+    first = [host.partition(".")[0] for host in hosts]
+    labels = {}
+    for host in hosts:
+        name = host.partition(".")[0]
+        label = name if first.count(name) == 1 and not name.isdigit() else host
+        labels[host] = re.sub("[^a-z0-9-]", "-", label.lower()).strip("-")[:LABEL_LENGTH]
+    return labels
+
+
+class FilterModule:
+    """Filters over pools."""
+
+    def filters(self) -> dict[str, Any]:
+        return {"pool_members": pool_members}

@@ -1,0 +1,82 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.tenfold.stack.plugins.filter.pool import FilterModule
+
+pool_members = FilterModule().filters()["pool_members"]
+POOL = {"name": "cache.example.net", "group": "memcached", "port": "11211"}
+
+
+def host(address, **given):
+    return {"ansible_facts": {"default_ipv4": {"address": address}}, **given}
+
+
+def members(hosts, **given):
+    return pool_members(POOL, {"memcached": list(hosts)}, hosts, **given)
+
+
+def test_members_come_in_the_order_of_their_names():
+    found = members({"cache-02": host("192.0.2.2"), "cache-01": host("192.0.2.1", pool_weight="5")})
+    assert found == [
+        {
+            "host": "cache-01",
+            "label": "cache-01",
+            "address": "192.0.2.1",
+            "addresses": ["192.0.2.1"],
+            "port": 11211,
+            "weight": 5,
+        },
+        {
+            "host": "cache-02",
+            "label": "cache-02",
+            "address": "192.0.2.2",
+            "addresses": ["192.0.2.2"],
+            "port": 11211,
+            "weight": 10,
+        },
+    ]
+
+
+def test_given_addresses_need_no_facts():
+    (member,) = members({"a": {"pool_addresses": ["192.0.2.9", "2001:db8::9"]}})
+    assert (member["address"], member["addresses"]) == ("192.0.2.9", ["192.0.2.9", "2001:db8::9"])
+
+
+@pytest.mark.parametrize("leaving", [["a", "c"], "a,c", "a, c", "a c"])
+def test_those_that_leave_are_left_out(leaving):
+    hosts = {name: host(f"192.0.2.{index}") for index, name in enumerate("abc")}
+    assert [member["host"] for member in members(hosts, leaving=leaving)] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "labels"),
+    [
+        (["a.example.net", "b.example.net"], ["a", "b"]),
+        (["a.east.example", "a.west.example"], ["a-east-example", "a-west-example"]),
+        (["Cache_01"], ["cache-01"]),
+        (["192.0.2.1"], ["192-0-2-1"]),
+    ],
+)
+def test_labels_can_be_used_in_dns(hosts, labels):
+    found = members({name: host(f"192.0.2.{index}") for index, name in enumerate(hosts)})
+    assert [member["label"] for member in found] == labels
+
+
+@pytest.mark.parametrize("unknown", [{}, {"ansible_facts": {}}, {"ansible_facts": {"default_ipv4": {}}}])
+def test_a_host_without_an_address_is_named(unknown):
+    with pytest.raises(AnsibleFilterError, match="address of cache-01 is not known: .*pool_addresses"):
+        members({"cache-01": unknown})
+
+
+def test_a_pool_without_its_group_is_told():
+    with pytest.raises(AnsibleFilterError, match="cache.example.net .* group memcached, which the inventory does not"):
+        pool_members(POOL, {}, {})
+
+
+def test_two_members_at_one_address_are_told():
+    with pytest.raises(AnsibleFilterError, match="a and b .* same address 192.0.2.1: correct pool_addresses"):
+        members({"a": host("192.0.2.1"), "b": host("192.0.2.1")})
