@@ -68,15 +68,15 @@ def test_labels_can_be_used_in_dns(hosts, labels):
 
 @pytest.mark.parametrize("unknown", [{}, {"ansible_facts": {}}, {"ansible_facts": {"default_ipv4": {}}}])
 def test_a_host_without_an_address_is_named(unknown):
-    with pytest.raises(AnsibleFilterError, match="address of cache-01 is not known: .*pool_addresses"):
+    with pytest.raises(AnsibleFilterError, match=r"address of cache-01 is not known: .*pool_addresses"):
         members({"cache-01": unknown})
 
 
 def test_a_pool_without_its_group_is_told():
-    with pytest.raises(AnsibleFilterError, match="cache.example.net .* group memcached, which the inventory does not"):
+    with pytest.raises(AnsibleFilterError, match=r"cache.example.net .* group memcached, which the inventory does not"):
         pool_members(POOL, {}, {})
 
 
 def test_two_members_at_one_address_are_told():
-    with pytest.raises(AnsibleFilterError, match="a and b .* same address 192.0.2.1: correct pool_addresses"):
+    with pytest.raises(AnsibleFilterError, match=r"a and b .* same address 192.0.2.1: correct pool_addresses"):
         members({"a": host("192.0.2.1"), "b": host("192.0.2.1")})
