@@ -51,6 +51,9 @@ options:
       archive:
         description: Where the artifact is on the host. Set by the action.
         type: path
+      content:
+        description: A small artifact itself, in Base64. Set by the action.
+        type: str
   cache:
     description: Folder on the controller that holds the artifacts.
     type: path
@@ -110,6 +113,7 @@ switched:
   sample: [memcached]
 """
 
+import base64
 import errno
 import os
 import shutil
@@ -135,6 +139,16 @@ class ReleaseError(Exception):
 def home(release: Release) -> str:
     """Give the folder of a release."""
     return os.path.join(release["prefix"], release["release"])
+
+
+def with_archive(release: Release, folder: str) -> Release:
+    """Put an artifact that came with the call into a file."""
+    if not release["content"]:
+        return release
+    path = os.path.join(folder, release["artifact"])
+    with open(path, "wb") as archive:
+        archive.write(base64.b64decode(release["content"]))
+    return dict(release, archive=path)
 
 
 def unpack(release: Release) -> None:
@@ -232,7 +246,7 @@ def is_exposed(release: Release) -> bool:
 
 def apply(module: AnsibleModule) -> dict[str, Any]:
     """Install and switch as asked; give the module's result."""
-    releases: list[Release] = module.params["releases"]
+    releases: list[Release] = [with_archive(release, module.tmpdir) for release in module.params["releases"]]
     before = {release["name"]: current_release(release["prefix"]) for release in releases}
     absent = [release for release in releases if not os.path.isdir(home(release))]
     result: dict[str, Any] = {
@@ -277,6 +291,8 @@ def main() -> None:
                     "expose_in": {"type": "path"},
                     "needs": {"type": "dict"},
                     "archive": {"type": "path"},
+                    # Not a secret, but nothing that a log should hold.
+                    "content": {"type": "str", "no_log": True},
                 },
             },
             "cache": {"type": "path", "required": True},

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible.errors import AnsibleActionFail
-from ansible_collections.tenfold.stack.plugins.action.source_release import ActionModule
+from ansible_collections.tenfold.stack.plugins.action import source_release
 
 
 def sha256_of(path):
@@ -31,7 +32,10 @@ def life(root, run_tasks, make_source):
 
     Releases 1 and 2 are compiled in it. The cache has a damaged 3 from the beginning.
     """
-    sources = {version: make_source(root / f"greet-{version}-source.tar.gz", version) for version in ("1", "2")}
+    sources = {"1": make_source(root / "greet-1-source.tar.gz", "1")}
+    # Too large to be sent with the call, however well it is compressed.
+    large = {"greet.sh": f"#!/bin/sh\necho greetings from @version@\n# {os.urandom(2 << 20).hex()}\n"}
+    sources["2"] = make_source(root / "greet-2-source.tar.gz", "2", files=large)
     broken = make_source(root / "broken.tar.gz", files={"configure": "#!/bin/sh\necho it is broken\nexit 1\n"})
     (root / "cache").mkdir()
     (root / "cache/greet-3.tar.gz").write_text("damaged")
@@ -147,11 +151,12 @@ def test_a_second_run_needs_no_artifact_and_changes_nothing(life):
     assert told(life["install again"]) == UNCHANGED
 
 
-def test_a_new_version_lies_beside_the_old_one(life):
+def test_a_new_version_lies_beside_the_old_one(life, root):
     step = life["install another"]
     assert told(step) == INSTALLED
     assert {path.split("/")[2] for path in step.new} == {"2", "current"}
     assert step.after["opt/greet/current"] == "2"
+    assert (root / "cache/greet-2.tar.gz").stat().st_size > source_release.SENT_WITH_THE_CALL
 
 
 def test_going_back_needs_no_artifact(life, root):
@@ -195,20 +200,25 @@ def act(tmp_path, monkeypatch):
     (tmp_path / "one.json").write_text('{"size": 1, "sha256": "2"}')
     (tmp_path / "undescribed").write_text("artifact")
 
-    def act(*missing, releases=("one", "two", "undescribed"), check=False, **options):
+    def act(*missing, releases=("one", "two", "undescribed"), check=False, limit=0, **options):
         calls = []
         sent = {}
         described = [{"name": f"name of {name}", "artifact": name} for name in releases]
         args = {"releases": described, "cache": str(tmp_path), **options}
         task = SimpleNamespace(args=args, check_mode=check, async_val=0, environment=None, diff=False)
         shell = SimpleNamespace(tmpdir=None, join_path=os.path.join)
-        action = ActionModule(task, SimpleNamespace(_shell=shell), None, None, None, None)
+        action = source_release.ActionModule(task, SimpleNamespace(_shell=shell), None, None, None, None)
 
         def execute(module_args, task_vars):
             calls.append(module_args["releases"])
-            lacking = [one["artifact"] for one in calls[-1] if one["artifact"] in missing and "archive" not in one]
+            lacking = [
+                one["artifact"]
+                for one in calls[-1]
+                if one["artifact"] in missing and not {"archive", "content"} & set(one)
+            ]
             return {"changed": False, "missing": lacking, "installed": []}
 
+        monkeypatch.setattr(source_release, "SENT_WITH_THE_CALL", limit)
         monkeypatch.setattr(action, "_execute_module", execute)
         monkeypatch.setattr(action, "_make_tmp_path", lambda: "/remote")
         monkeypatch.setattr(action, "_fixup_perms2", lambda paths, execute: None)
@@ -228,6 +238,16 @@ def test_only_what_is_missing_is_brought(act, tmp_path):
     assert (result["missing"], sent) == ([], {f"{tmp_path}/one": "/remote/one"})
     assert install == [
         {"name": "name of one", "artifact": "one", "archive": "/remote/one", "needs": {"size": 1, "sha256": "2"}},
+        {"name": "name of two", "artifact": "two"},
+    ]
+
+
+def test_a_small_one_comes_with_the_call(act):
+    result, (only,), sent = act("one", releases=("one", "two"), limit=len("artifact"))
+    assert (result["missing"], sent) == ([], {})
+    content = base64.b64encode(b"artifact").decode()
+    assert only == [
+        {"name": "name of one", "artifact": "one", "content": content, "needs": {"size": 1, "sha256": "2"}},
         {"name": "name of two", "artifact": "two"},
     ]
 
