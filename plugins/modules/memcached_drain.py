@@ -12,10 +12,10 @@ module: memcached_drain
 short_description: Wait until clients have left a memcached
 version_added: "0.1.0"
 description:
-  - A node that is taken out of DNS and proxies is still asked until the last client has noticed. This module waits until
-    nobody has sent a request for some seconds.
-  - Connections that stay open without requests, such as those that a client keeps for later, and requests for statistics
-    do not count.
+  - A node that is taken out of DNS and proxies is still asked until the last client has noticed. This module waits
+    until nobody has sent a request for some seconds.
+  - Connections that stay open without requests, such as those that a client keeps for later, and requests for
+    statistics do not count.
   - A memcached that does not run any more has no clients.
 author:
   - Tenfold maintainers (@tenfold-stack)
