@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,11 +34,14 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
     :return: the description with all its values, and
 
         * ``unit``, ``unit_file``, ``environment_file``, ``drop_in`` and ``auth_file``: names and paths,
-        * ``files``: those of its own that it reads only when it starts,
+        * ``configuration``: the files that the daemon reads itself, in the form of the module ``config_files``,
+        * ``files``: those of its own that it reads only when it starts, ``reread_files``: those that it reads
+          again when it is reloaded,
         * ``sockets``: the addresses it listens on, each with ``address`` and ``port``,
         * ``places``: the same, or its socket's path, for people,
         * ``options``: its arguments beyond ``-p -u -m -c``, ``rehearsal``: all its arguments for a
-          trial run that touches neither the ports nor the files of the running one,
+          trial run that touches neither the ports nor the files of the running one, and that finds the new
+          configuration below ``{root}``,
         * ``ready``: where it answers as soon as it serves, ``address/port`` or a socket's path,
         * ``descriptors``: how many files it may open.
 
@@ -53,7 +57,13 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
         auth_file=f"{environment_folder}/{service}-{name}.auth" if given.get("auth") else None,
         descriptors=instance["connections"] + DESCRIPTORS_PER_THREAD * instance["threads"] + SPARE_DESCRIPTORS,
     )
+    # Its group, so that a mode without others still lets it read them.
+    instance["configuration"] = [
+        {"mode": "0644", **file, "group": instance["user"]} for file in given.get("configuration") or ()
+    ]
     instance["files"] = [instance["environment_file"], instance["drop_in"]]
+    paths = [file["path"] for file in instance["configuration"]]
+    instance["reread_files"] = [*paths, *filter(None, [instance["auth_file"]])]
     instance["sockets"] = [] if instance["socket"] else _sockets(instance)
     instance["places"] = [f"{place['address']} port {place['port']}" for place in instance["sockets"]] or [
         instance["socket"]
@@ -66,14 +76,23 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
         if instance["socket"]
         else ["-l", ",".join(map(str, instance["listen"])), "-U", 0]
     )
+    _words(name, [instance["user"]])  # its place is the unit's
     instance["options"] = _words(name, [*place, *safe, *_joined(extended)])
     # A trial run must not touch what the running daemon keeps on disk.
     harmless = [option for option in extended if not str(option).startswith("ext_path=")]
-    limits = ["-u", instance["user"], "-m", instance["memory"], "-c", instance["connections"]]
-    # Port -1: the kernel chooses a free one.
-    trial = ["-p", -1, "-l", "127.0.0.1", "-U", 0]
-    instance["rehearsal"] = _words(name, [*trial, *limits, *safe, *_joined(harmless)])
+    limits = ["-m", instance["memory"], "-c", instance["connections"]]
+    # Port -1: the kernel chooses a free one. Root, as the new configuration is still where others can't read it.
+    trial = ["-p", -1, "-l", "127.0.0.1", "-U", 0, "-u", "root"]
+    words = _words(name, [*trial, *limits, *safe, *_joined(harmless)])
+    instance["rehearsal"] = [_below_root(word, paths) for word in words]
     return instance
+
+
+def _below_root(word: str, paths: Sequence[str]) -> str:
+    """Put ``{root}`` ahead of each of these paths in an argument."""
+    for path in paths:
+        word = re.sub(rf"(?<![^=,:]){re.escape(path)}(?![^,:])", lambda found: "{root}" + found[0], word)
+    return word
 
 
 def _sockets(instance: Instance) -> list[dict[str, Any]]:
@@ -165,7 +184,9 @@ def memcached_problems(
         *_unknown_source(settings),
         *_twice(instances, "name", "Give each a name of its own"),
         *_twice(wanted, "places", "Give each a port, listen or socket of its own"),
+        *_twice(wanted, "reread_files", "Give each a file of its own"),
         *_covered(wanted),
+        *(problem for instance in wanted for problem in _unreadable(instance)),
         *_too_much_memory(wanted, settings),
         *(problem for instance in wanted for problem in _held_ports(instance, host, instances)),
     ]
@@ -205,6 +226,15 @@ def _covered(wanted: Sequence[Instance]) -> list[str]:
         for socket in other["sockets"]
         if other is not one and socket["port"] == any_socket["port"] and socket != any_socket
     ]
+
+
+def _unreadable(instance: Instance) -> Iterator[str]:
+    for file in instance["configuration"]:
+        if re.fullmatch("[0-7]+", file["mode"]) and not int(file["mode"], 8) & 0o040:
+            yield (
+                f"The memcached instance {instance['name']} can't read {file['path']} with the mode {file['mode']}: "
+                "let its group read it, as with 0640, in the configuration of that element of memcached_instances."
+            )
 
 
 def _too_much_memory(wanted: Sequence[Instance], settings: Mapping[str, Any]) -> list[str]:
@@ -264,6 +294,27 @@ def instances_to_restart(
     ]
 
 
+def instances_to_reload(
+    wanted: Sequence[Instance], host: Mapping[str, Any], release: str, changed_files: Sequence[str]
+) -> list[Instance]:
+    """Choose the instances that have to read files again and are not restarted anyway.
+
+    :param wanted: from `memcached_instance`.
+    :param host: as returned by the module ``memcached_host_info`` before anything was changed.
+    :param release: the release that they should run.
+    :param changed_files: paths of the files that were changed since.
+    """
+    states = host["instances"]
+    restarted = {instance["name"] for instance in instances_to_restart(wanted, host, release, changed_files)}
+    return [
+        instance
+        for instance in wanted
+        if states[instance["name"]]["active"]
+        and instance["name"] not in restarted
+        and (states[instance["name"]]["unread"] or set(instance["reread_files"]) & set(changed_files))
+    ]
+
+
 def memcached_todo(instances: Sequence[Instance], host: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """Tell what about a host is not as it should be.
 
@@ -287,6 +338,8 @@ def memcached_todo(instances: Sequence[Instance], host: Mapping[str, Any], setti
                 todo.append(f"user {instance['user']}")
             if state["outdated"] or not (state["active"] and state["enabled"]):
                 todo.append(f"{instance['unit']} is to be started")
+            elif state["unread"]:
+                todo.append(f"{instance['unit']} is to be reloaded")
     return todo
 
 
@@ -362,5 +415,6 @@ class FilterModule:
             "reachable_at": reachable_at,
             "serving_problems": serving_problems,
             "memcached_problems": memcached_problems,
+            "instances_to_reload": instances_to_reload,
             "instances_to_restart": instances_to_restart,
         }

@@ -30,17 +30,12 @@ def pool_members(
     :param leaving: names of hosts that are about to leave, as a list or separated by commas.
     :return: for each member, in the order of their names, ``host`` (inventory name), ``label`` (for DNS), ``address``
         (the first, which places it on a ring), ``addresses``, ``port`` and ``weight``.
-    :raises AnsibleFilterError: there is no such group, a host's address isn't known, or two members are the same.
+    :raises AnsibleFilterError: there is no such group, nobody would be left, a host's address isn't known, or two
+        members have the same.
     """
-    if pool["group"] not in groups:
-        raise AnsibleFilterError(
-            f"the pool {pool['name']} is to consist of the group {pool['group']}, which the inventory does not have: "
-            "change the pool's group in pools, or add the group"
-        )
-    gone = set(leaving.replace(",", " ").split() if isinstance(leaving, str) else leaving)
-    hosts = sorted(set(groups[pool["group"]]) - gone)
+    hosts = _hosts(pool, groups, _names(leaving))
     labels = _labels(hosts)
-    members = [
+    members: list[dict[str, Any]] = [
         {
             "host": host,
             "label": labels[host],
@@ -61,6 +56,46 @@ def pool_members(
                     f"{address}: correct pool_addresses of one of them"
                 )
     return members
+
+
+def pool_hosts(
+    pools: Iterable[Mapping[str, Any]], groups: Mapping[str, Sequence[str]], leaving: Iterable[str] | str = ()
+) -> list[str]:
+    """Give the hosts that are in any of the pools.
+
+    :param pools: the variable ``pools``.
+    :param groups: ``groups`` of the inventory.
+    :param leaving: names of hosts that are about to leave, as a list or separated by commas.
+    :return: their names, sorted.
+    :raises AnsibleFilterError: a pool has no group or nobody would be left in it, or who is to leave is in no pool.
+    """
+    names = _names(leaving)
+    present = [pool for pool in pools if pool.get("state") != "absent"]
+    if strangers := names - {host for pool in present for host in groups.get(pool["group"], ())}:
+        raise AnsibleFilterError(
+            f"{', '.join(sorted(strangers))} can't leave, being in no pool: correct pool_leaving. The pools' groups "
+            f"are {', '.join(sorted({pool['group'] for pool in present}))}"
+        )
+    return sorted({host for pool in present for host in _hosts(pool, groups, names)})
+
+
+def _names(names: Iterable[str] | str) -> set[str]:
+    return set(names.replace(",", " ").split() if isinstance(names, str) else names)
+
+
+def _hosts(pool: Mapping[str, Any], groups: Mapping[str, Sequence[str]], leaving: set[str]) -> list[str]:
+    if pool["group"] not in groups:
+        raise AnsibleFilterError(
+            f"the pool {pool['name']} is to consist of the group {pool['group']}, which the inventory does not have: "
+            "change the pool's group in pools, or add the group"
+        )
+    everybody = set(groups[pool["group"]])
+    if everybody and everybody <= leaving:
+        raise AnsibleFilterError(
+            f"nobody would be left in the pool {pool['name']}: keep at least one of {', '.join(sorted(everybody))} out "
+            "of pool_leaving, or remove the pool itself (state: absent in pools)"
+        )
+    return sorted(everybody - leaving)
 
 
 def _addresses(host: str, variables: Mapping[str, Any]) -> list[str]:
@@ -90,4 +125,4 @@ class FilterModule:
     """Filters over pools."""
 
     def filters(self) -> dict[str, Any]:
-        return {"pool_members": pool_members}
+        return {"pool_members": pool_members, "pool_hosts": pool_hosts}

@@ -44,6 +44,11 @@ options:
         type: list
         elements: path
         default: []
+      reread_files:
+        description: The files that belong to it alone and that it reads again when it is reloaded.
+        type: list
+        elements: path
+        default: []
 extends_documentation_fragment:
   - tenfold.stack.config_file
 attributes:
@@ -113,6 +118,9 @@ instances:
     outdated:
       description: Whether its process is older than one of its files, the unit or the last switch of the release.
       type: bool
+    unread:
+      description: Whether one of the files that it reads again was changed after its start and its last reload.
+      type: bool
 listeners:
   description: Sockets that listen.
   returned: success
@@ -161,7 +169,8 @@ from ansible_collections.tenfold.stack.plugins.module_utils.source_release impor
 UNITS = "/etc/systemd/system"
 TCP_LISTEN = "0A"
 UDP_BOUND = "07"
-PROPERTIES = "ActiveState,UnitFileState,MainPID,ExecMainStartTimestampMonotonic"
+# The state of a unit also changes, and changes back, when it is reloaded.
+PROPERTIES = "ActiveState,UnitFileState,MainPID,ExecMainStartTimestampMonotonic,StateChangeTimestampMonotonic"
 
 
 def listeners() -> list[dict[str, Any]]:
@@ -265,14 +274,17 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
         unit = dict(line.split("=", 1) for line in block.splitlines())
         pid = int(unit["MainPID"])
         # Files carry wall time, systemd gives monotonic time: bring the latter to the former.
-        started = time.time() - time.monotonic() + int(unit["ExecMainStartTimestampMonotonic"]) / 1e6
+        boot = time.time() - time.monotonic()
+        started = boot + int(unit["ExecMainStartTimestampMonotonic"]) / 1e6
+        read = boot + int(unit["StateChangeTimestampMonotonic"]) / 1e6
         states[instance["name"]] = {
             "active": unit["ActiveState"] == "active",
-            "configured": any(os.path.lexists(path) for path in instance["files"]),
+            "configured": any(os.path.lexists(path) for path in instance["files"] + instance["reread_files"]),
             "user": owner_of(pid) if pid else None,
             "enabled": unit["UnitFileState"] == "enabled",
             "outdated": bool(pid)
             and any(changed_after(path, started) for path in [current, template, *instance["files"]]),
+            "unread": bool(pid) and any(changed_after(path, read) for path in instance["reread_files"]),
         }
     return states
 
@@ -327,6 +339,7 @@ def main() -> None:
                 "options": {
                     "name": {"type": "str", "required": True},
                     "files": {"type": "list", "elements": "path", "default": []},
+                    "reread_files": {"type": "list", "elements": "path", "default": []},
                 },
             },
         },

@@ -13,6 +13,7 @@ FILTERS = FilterModule().filters()
 feature_flag = FILTERS["feature_flag"]
 memcached_problems = FILTERS["memcached_problems"]
 memcached_todo = FILTERS["memcached_todo"]
+instances_to_reload = FILTERS["instances_to_reload"]
 instances_to_restart = FILTERS["instances_to_restart"]
 reachable_at = FILTERS["reachable_at"]
 serving_problems = FILTERS["serving_problems"]
@@ -159,7 +160,7 @@ def test_the_rehearsal_leaves_the_running_one_alone():
         extended=["ext_path=/srv/file:1G", "ext_threads=2"],
         max_item_size="2m",
     )
-    expected = "-p -1 -l 127.0.0.1 -U 0 -u cache -m 100 -c 500 -t 4 -I 2m -o ext_threads=2"
+    expected = "-p -1 -l 127.0.0.1 -U 0 -u root -m 100 -c 500 -t 4 -I 2m -o ext_threads=2"
     assert " ".join(made["rehearsal"]) == expected
     assert "ext_path=/srv/file:1G,ext_threads=2" in made["options"]
 
@@ -168,6 +169,39 @@ def test_the_rehearsal_of_a_socket_has_no_socket():
     rehearsal = instance(socket="/run/a.sock", tls=TLS)["rehearsal"]
     assert not {"-s", "-a", "/run/a.sock"} & set(rehearsal)
     assert "-Z" in rehearsal
+
+
+LUA = {"path": "/etc/cache/proxy.lua", "content": "-- routes"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "tried"),
+    [
+        ("proxy_config=/etc/cache/proxy.lua", "proxy_config={root}/etc/cache/proxy.lua"),
+        ("proxy_config=/etc/cache/proxy.lua:/etc/b.lua", "proxy_config={root}/etc/cache/proxy.lua:{root}/etc/b.lua"),
+        ("proxy_arg=/etc/b.lua", "proxy_arg={root}/etc/b.lua"),
+        ("proxy_arg=/etc/b.lua.old", "proxy_arg=/etc/b.lua.old"),
+        ("proxy_arg=/srv/etc/b.lua", "proxy_arg=/srv/etc/b.lua"),
+        ("proxy_arg=/etc/bxlua", "proxy_arg=/etc/bxlua"),
+    ],
+)
+def test_the_rehearsal_tries_the_new_configuration(argument, tried):
+    files = [LUA, {"path": "/etc/b.lua", "content": ""}]
+    made = instance(configuration=files, extended=["modern", argument])
+    assert made["options"][-1] == f"modern,{argument}"
+    assert made["rehearsal"][-1] == f"modern,{tried}"
+    assert instance(configuration=files, options={"file": "/etc/b.lua"})["rehearsal"][-1] == "--file={root}/etc/b.lua"
+
+
+def test_files_that_the_daemon_reads_again():
+    made = instance(configuration=[LUA, {**LUA, "path": "/b", "mode": "0640"}], auth=[{"user": "a"}], user="cache")
+    assert made["configuration"] == [
+        {**LUA, "mode": "0644", "group": "cache"},
+        {**LUA, "path": "/b", "mode": "0640", "group": "cache"},
+    ]
+    assert made["reread_files"] == [LUA["path"], "/b", made["auth_file"]]
+    assert not set(made["files"]) & set(made["reread_files"])
+    assert instance()["reread_files"] == instance(configuration=None)["reread_files"] == []
 
 
 def test_a_rehearsal_may_have_no_extended_options_left():
@@ -234,8 +268,8 @@ SETTINGS = {
     "memory": 1000,
     "memory_share": 0.9,
 }
-FREE = {"active": False, "user": None, "enabled": False, "outdated": False}
-RUNS = {"active": True, "user": "memcached", "enabled": True, "outdated": False}
+FREE = {"active": False, "user": None, "enabled": False, "outdated": False, "unread": False}
+RUNS = {"active": True, "user": "memcached", "enabled": True, "outdated": False, "unread": False}
 
 
 def listener(**given):
@@ -283,6 +317,19 @@ def test_two_instances_in_one_place_are_a_problem():
     (problem,) = problems(instance("a", socket="/s"), instance("b", socket="/s"))
     assert "have /s." in problem
     assert problems(instance("a"), instance("b", state="absent")) == []
+
+
+def test_two_instances_with_one_file_are_a_problem():
+    (problem,) = problems(instance("a", configuration=[LUA]), instance("b", configuration=[LUA], port=11212))
+    assert problem == ("Two elements of memcached_instances have /etc/cache/proxy.lua. Give each a file of its own.")
+
+
+@pytest.mark.parametrize(("mode", "readable"), [("0644", True), ("640", True), ("0600", False), ("0604", False)])
+def test_a_file_that_the_instance_can_not_read_is_a_problem(mode, readable):
+    told = problems(instance("a", configuration=[{**LUA, "mode": mode}]))
+    assert bool(told) is not readable
+    for part in () if readable else ("instance a", LUA["path"], f"mode {mode}", "0640", "memcached_instances"):
+        assert part in told[0]
 
 
 def test_an_instance_on_all_addresses_covers_the_others():
@@ -380,6 +427,29 @@ def test_what_runs_on_something_else_is_restarted(state, release, changed, names
     assert restarted(state, release, changed) == names
 
 
+# instances_to_reload
+
+
+@pytest.mark.parametrize(
+    ("state", "release", "changed", "names"),
+    [
+        ({}, "1-a", [], []),
+        ({}, "1-a", [LUA["path"]], ["default"]),
+        ({}, "1-a", ["/etc/sysconfig/memcached-default.auth"], ["default"]),
+        ({"unread": True}, "1-a", [], ["default"]),
+        ({}, "2-b", [LUA["path"]], []),
+        ({"outdated": True}, "1-a", [LUA["path"]], []),
+        ({}, "1-a", [LUA["path"], "/etc/sysconfig/memcached-default"], []),
+        ({"active": False}, "1-a", [LUA["path"]], []),
+        ({}, "1-a", ["/etc/other"], []),
+    ],
+)
+def test_what_has_not_read_its_files_is_reloaded_unless_it_restarts(state, release, changed, names):
+    host = {"release": "1-a", "instances": {"default": {**RUNS, **state}, "b": RUNS}}
+    wanted = [instance(configuration=[LUA], auth=[{"user": "a"}]), instance("b", socket="/b")]
+    assert [one["name"] for one in instances_to_reload(wanted, host, release, changed)] == names
+
+
 # reachable_at
 
 FACTS = {"default_ipv4": {"address": "192.0.2.7"}, "default_ipv6": {"address": "2001:db8::7"}}
@@ -459,7 +529,7 @@ def todo(*instances, states=None, **given):
     return memcached_todo(list(instances), {**host, "instances": known}, settings)
 
 
-GONE = {"active": False, "enabled": False, "configured": False, "outdated": False}
+GONE = {"active": False, "enabled": False, "configured": False, "outdated": False, "unread": False}
 
 
 def test_a_host_that_is_as_it_should_be_has_nothing_to_do():
@@ -479,6 +549,11 @@ def test_what_differs_on_the_host_is_to_be_done():
 def test_an_instance_that_does_not_run_as_it_should_is_to_be_started(difference):
     states = {"default": {**RUNS, "configured": True, **difference}}
     assert todo(instance(), states=states) == ["memcached@default.service is to be started"]
+
+
+def test_an_instance_that_has_not_read_its_files_is_to_be_reloaded():
+    states = {"default": {**RUNS, "configured": True, "unread": True}}
+    assert todo(instance(), states=states) == ["memcached@default.service is to be reloaded"]
 
 
 @pytest.mark.parametrize("rest", ["active", "enabled", "configured"])

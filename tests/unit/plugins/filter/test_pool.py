@@ -7,7 +7,9 @@ import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.tenfold.stack.plugins.filter.pool import FilterModule
 
-pool_members = FilterModule().filters()["pool_members"]
+FILTERS = FilterModule().filters()
+pool_members = FILTERS["pool_members"]
+pool_hosts = FILTERS["pool_hosts"]
 POOL = {"name": "cache.example.net", "group": "memcached", "port": "11211"}
 
 
@@ -80,3 +82,38 @@ def test_a_pool_without_its_group_is_told():
 def test_two_members_at_one_address_are_told():
     with pytest.raises(AnsibleFilterError, match=r"a and b .* same address 192.0.2.1: correct pool_addresses"):
         members({"a": host("192.0.2.1"), "b": host("192.0.2.1")})
+
+
+@pytest.mark.parametrize("leaving", [["a", "b"], "b, a", ["a", "b", "elsewhere"]])
+def test_the_last_member_stays(leaving):
+    hosts = {name: host(f"192.0.2.{index}") for index, name in enumerate("ab")}
+    with pytest.raises(AnsibleFilterError, match=r"nobody would be left in the pool cache.example.net: keep .* a, b"):
+        members(hosts, leaving=leaving)
+
+
+def test_a_pool_may_be_empty_from_the_beginning():
+    assert members({}) == []
+
+
+GROUPS = {"memcached": ["b", "a"], "mail": ["m", "a"], "other": ["o"]}
+POOLS = [POOL, {"name": "mx.example.net", "group": "mail", "port": 25}]
+
+
+def test_hosts_of_all_pools():
+    assert pool_hosts(POOLS, GROUPS) == ["a", "b", "m"]
+    assert pool_hosts(POOLS, GROUPS, leaving="a") == ["b", "m"]
+    assert pool_hosts([*POOLS, {"name": "gone", "group": "gone", "port": 1, "state": "absent"}], GROUPS) == [
+        "a",
+        "b",
+        "m",
+    ]
+
+
+def test_who_leaves_has_to_be_there():
+    with pytest.raises(AnsibleFilterError, match=r"c, o can't leave, being in no pool: .* groups are mail, memcached"):
+        pool_hosts(POOLS, GROUPS, leaving="o,c,a")
+
+
+def test_one_pool_must_not_lose_all_while_another_has_some():
+    with pytest.raises(AnsibleFilterError, match=r"nobody would be left in the pool mx.example.net"):
+        pool_hosts(POOLS, GROUPS, leaving=["a", "m"])

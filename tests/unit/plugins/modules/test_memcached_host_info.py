@@ -254,12 +254,16 @@ HERE = os.getpid()
 GONE = 2**22 + 1  # no process has such an id
 
 
-def unit(active="active", enabled="enabled", pid=HERE, seconds_ago=100.0):
+def unit(active="active", enabled="enabled", pid=HERE, seconds_ago=100.0, reloaded_seconds_ago=None):
     """What systemd tells of a unit."""
-    started = int((time.monotonic() - seconds_ago) * 1e6) if pid else 0
+
+    def moment(seconds):
+        return int((time.monotonic() - seconds) * 1e6) if pid else 0
+
     return {
         "MainPID": pid,
-        "ExecMainStartTimestampMonotonic": started,
+        "ExecMainStartTimestampMonotonic": moment(seconds_ago),
+        "StateChangeTimestampMonotonic": moment(reloaded_seconds_ago or seconds_ago),
         "ActiveState": active,
         "UnitFileState": enabled,
     }
@@ -271,11 +275,12 @@ STOPPED = unit("inactive", "", pid=0)
 def test_the_states_of_instances_in_one_call(look, systemctl):
     calls = systemctl(unit(), STOPPED, unit("activating", "disabled"), unit(pid=GONE))
     result = look(instances=[{"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"}])
+    unchanged = {"outdated": False, "unread": False, "configured": False}
     assert result["instances"] == {
-        "a": {"active": True, "user": USER, "enabled": True, "outdated": False, "configured": False},
-        "b": {"active": False, "user": None, "enabled": False, "outdated": False, "configured": False},
-        "c": {"active": False, "user": USER, "enabled": False, "outdated": False, "configured": False},
-        "d": {"active": True, "user": None, "enabled": True, "outdated": False, "configured": False},
+        "a": {"active": True, "user": USER, "enabled": True, **unchanged},
+        "b": {"active": False, "user": None, "enabled": False, **unchanged},
+        "c": {"active": False, "user": USER, "enabled": False, **unchanged},
+        "d": {"active": True, "user": None, "enabled": True, **unchanged},
     }
     (call,) = calls.read_text().splitlines()
     assert call.startswith("show --property=")
@@ -336,6 +341,15 @@ def test_a_unit_that_changed_after_the_start_makes_it_outdated(look, systemctl, 
     assert look(instances=[{"name": "a"}], service="other")["instances"]["a"]["outdated"] is outdated
 
 
+@pytest.mark.parametrize(
+    ("seconds", "reloaded", "unread"), [(90, None, True), (110, None, False), (90, 80, False), (70, 80, True)]
+)
+def test_a_file_that_changed_after_the_last_reload_is_unread(look, systemctl, aged, seconds, reloaded, unread):
+    systemctl(unit(seconds_ago=100, reloaded_seconds_ago=reloaded))
+    (state,) = look(instances=[{"name": "a", "reread_files": [aged("file", seconds)]}])["instances"].values()
+    assert (state["unread"], state["outdated"], state["configured"]) == (unread, False, True)
+
+
 def test_an_instance_with_any_of_its_files_is_configured(look, systemctl, aged, tmp_path):
     systemctl(STOPPED, STOPPED)
     link = aged("link", 0, target="nowhere")
@@ -345,4 +359,7 @@ def test_an_instance_with_any_of_its_files_is_configured(look, systemctl, aged, 
 
 def test_what_does_not_run_is_not_outdated(look, systemctl, aged):
     systemctl(STOPPED)
-    assert look(instances=[{"name": "a", "files": [aged("new", 0)]}])["instances"]["a"]["outdated"] is False
+    (state,) = look(instances=[{"name": "a", "files": [aged("new", 0)], "reread_files": [aged("other", 0)]}])[
+        "instances"
+    ].values()
+    assert (state["outdated"], state["unread"]) == (False, False)
