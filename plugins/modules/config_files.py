@@ -44,6 +44,27 @@ options:
         description: What to change when the command is not satisfied. It begins the error message.
         type: str
         default: the new configuration was refused
+  units:
+    description:
+      - Units of systemd that are to be as said when all files are in place. systemd reads changed units first.
+      - One that is started already is not restarted.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Its full name.
+        type: str
+        required: true
+      state:
+        description: Whether it is to run now.
+        type: str
+        choices: [started, stopped]
+        default: started
+      enabled:
+        description: Whether it is to run after a boot.
+        type: bool
+        default: true
 extends_documentation_fragment:
   - tenfold.stack.config_file
 attributes:
@@ -70,6 +91,14 @@ EXAMPLES = r"""
     validate:
       - command: [postfix, -c, "{root}/etc/postfix", check]
         advice: change postfix_main or postfix_master
+
+- name: Write a unit and start it
+  tenfold.stack.config_files:
+    files:
+      - path: /etc/systemd/system/refresh.timer
+        content: "{{ lookup('ansible.builtin.template', 'etc/systemd/system/refresh.timer.j2') }}"
+    units:
+      - name: refresh.timer
 """
 
 RETURN = r"""
@@ -79,6 +108,12 @@ changed_files:
   type: list
   elements: str
   sample: [/etc/postfix/main.cf]
+changed_units:
+  description: Units that were started, stopped, enabled or disabled.
+  returned: success
+  type: list
+  elements: str
+  sample: [refresh.timer]
 """
 
 import os
@@ -88,6 +123,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILES_ARGUMENT, ConfigError, File
+
+UNIT_FOLDERS = ("/etc/systemd/", "/run/systemd/", "/usr/lib/systemd/", "/usr/local/lib/systemd/")
 
 
 def diff_of(path: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, str]:
@@ -121,6 +158,47 @@ def check(module: AnsibleModule, root: str) -> None:
             raise ConfigError(message.replace(root, ""))
 
 
+def differing_units(module: AnsibleModule) -> dict[str, list[str]]:
+    """Give the units that each verb of systemctl is to be used on."""
+    verbs: dict[str, list[str]] = {verb: [] for verb in ("disable", "stop", "enable", "start")}
+    units = module.params["units"]
+    if not units:
+        return verbs
+    names = [unit["name"] for unit in units]
+    blocks = systemctl(module, "show", "--property=ActiveState,UnitFileState", "--", *names).strip().split("\n\n")
+    for unit, block in zip(units, blocks):
+        state = dict(line.split("=", 1) for line in block.splitlines())
+        # A unit without an [Install] section is "static" and can be neither.
+        enabled = {"enabled": True, "static": unit["enabled"]}.get(state["UnitFileState"], False)
+        if enabled != unit["enabled"]:
+            verbs["enable" if unit["enabled"] else "disable"].append(unit["name"])
+        if (state["ActiveState"] in ("active", "reloading")) != (unit["state"] == "started"):
+            verbs["start" if unit["state"] == "started" else "stop"].append(unit["name"])
+    return verbs
+
+
+def systemctl(module: AnsibleModule, *arguments: str) -> str:
+    """Run systemctl and give what it said.
+
+    :raises ConfigError: it failed; the message has the end of the units' journal.
+    """
+    command = ["systemctl", *arguments]
+    code, out, err = module.run_command(command)
+    if code != 0:
+        _code, journal, _err = module.run_command(
+            ["journalctl", "--no-pager", "--output=cat", "--lines=20", *(f"--unit={unit}" for unit in arguments[1:])]
+        )
+        raise ConfigError(f"`{' '.join(command)}` ended with status {code}: {err.strip()}\n{journal.strip()}")
+    return out
+
+
+def use(module: AnsibleModule, units_by_verb: dict[str, list[str]], *verbs: str) -> None:
+    """Do with the units what these verbs say."""
+    for verb in verbs:
+        if units_by_verb[verb]:
+            systemctl(module, verb, *units_by_verb[verb])
+
+
 def apply(module: AnsibleModule) -> dict[str, Any]:
     """Compare, check and replace; give the module's result."""
     files = [File(wanted) for wanted in module.params["files"]]
@@ -130,9 +208,13 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
     for path in gone:
         if os.path.isdir(path) and not os.path.islink(path):
             raise ConfigError(f"{path} is to be absent but is a folder: remove it yourself")
+    verbs = differing_units(module)
+    changed_units = sorted({unit for units in verbs.values() for unit in units})
+    changed_files = [file.path for file, _before in differing] + gone
     result = {
-        "changed": bool(differing or gone),
-        "changed_files": [file.path for file, _before in differing] + gone,
+        "changed": bool(changed_files or changed_units),
+        "changed_files": changed_files,
+        "changed_units": changed_units,
         "diff": [diff_of(file.path, before, file.after()) for file, before in differing]
         + [{"before": "", "after": "", "before_header": path, "after_header": "/dev/null"} for path in gone],
     }
@@ -146,9 +228,13 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
         finally:
             shutil.rmtree(root, ignore_errors=True)
     if not module.check_mode:
+        use(module, verbs, "disable", "stop")  # while systemd knows their files
         replace(module, [file for file, _before in differing])
         for path in gone:
             os.unlink(path)
+        if any(path.startswith(UNIT_FOLDERS) for path in changed_files):
+            systemctl(module, "daemon-reload")
+        use(module, verbs, "enable", "start")
     return result
 
 
@@ -179,6 +265,16 @@ def main() -> None:
                     "command": {"type": "list", "elements": "str", "required": True},
                     "satisfied_by": {"type": "list", "elements": "int", "default": [0]},
                     "advice": {"type": "str", "default": "the new configuration was refused"},
+                },
+            },
+            "units": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
+                    "enabled": {"type": "bool", "default": True},
                 },
             },
         },

@@ -323,3 +323,103 @@ def test_a_full_disk_leaves_all_as_it_was(write, etc, monkeypatch):
     result = write({"a": "new", "b": "new"})
     assert "No space left on device" in result["msg"]
     assert contents(etc) == {"a": "old", "b": "old"}
+
+
+# Units
+
+
+@pytest.fixture
+def systemd(tmp_path, monkeypatch):
+    """A function that sets what systemd knows of units. What is asked of it, beyond that, is in the file it gives."""
+    folder = tmp_path / "path"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(config_files, "UNIT_FOLDERS", (str(tmp_path / "etc/units"),))
+    told = tmp_path / "told"
+    told.touch()
+
+    def systemd(*states, failing="none"):
+        shown = "\n\n".join(f"ActiveState={active}\nUnitFileState={enabled}" for active, enabled in states)
+        (tmp_path / "shown").write_text(f"{shown}\n")
+        tool = folder / "systemctl"
+        tool.write_text(
+            f"""#!/bin/sh
+            if [ "$1" = show ]; then cat {tmp_path}/shown; exit; fi
+            echo "$@" $(ls {tmp_path}/etc) >> {told}
+            if [ "$1" = {failing} ]; then echo "Job failed." >&2; exit 1; fi
+            """
+        )
+        tool.chmod(0o755)
+        journal = folder / "journalctl"
+        journal.write_text("#!/bin/sh\necho it said why $@\n")
+        journal.chmod(0o755)
+        return told
+
+    return systemd
+
+
+@pytest.fixture
+def with_units(run_module, etc):
+    """A function that runs the module with a file and with units."""
+
+    def with_units(*units, path="a", check=False, absent=()):
+        file = {"path": str(etc / path), "content": "new", "owner": OWNER, "group": GROUP}
+        options = {"files": [file], "units": list(units), "absent": [str(etc / name) for name in absent]}
+        return run_module(config_files, options, check=check)
+
+    return with_units
+
+
+def test_units_are_started_after_the_files_and_stopped_before(with_units, systemd):
+    told = systemd(("inactive", "disabled"), ("active", "enabled"), ("inactive", ""))
+    result = with_units(
+        {"name": "new.service"}, {"name": "old.service", "state": "stopped", "enabled": False}, {"name": "b.timer"}
+    )
+    assert told.read_text().splitlines() == [
+        "disable old.service",
+        "stop old.service",
+        "enable new.service b.timer a",
+        "start new.service b.timer a",
+    ]
+    assert (result["changed"], result["changed_units"]) == (True, ["b.timer", "new.service", "old.service"])
+
+
+def test_units_that_are_as_they_should_be_are_left(with_units, systemd):
+    systemd()
+    with_units()
+    told = systemd(("active", "enabled"), ("active", "static"), ("inactive", ""), ("reloading", "enabled"))
+    result = with_units(
+        {"name": "a.service"},
+        {"name": "b.service"},
+        {"name": "c.service", "state": "stopped", "enabled": False},
+        {"name": "d.service"},
+    )
+    assert (result["changed"], result["changed_units"], told.read_text()) == (False, [], "")
+
+
+@pytest.mark.parametrize(("path", "read"), [("units/a.service", ["daemon-reload units"]), ("other", [])])
+def test_changed_units_are_read_by_systemd(with_units, systemd, path, read):
+    told = systemd(("active", "enabled"))
+    assert with_units({"name": "a.service"}, path=path)["changed_units"] == []
+    assert told.read_text().splitlines() == read
+
+
+def test_removed_units_are_forgotten(with_units, systemd, etc):
+    (etc / "units").mkdir()
+    (etc / "units/b.service").touch()
+    told = systemd(("active", "enabled"))
+    with_units({"name": "b.service", "state": "stopped", "enabled": False}, absent=["units/b.service"])
+    assert told.read_text().splitlines() == ["disable b.service units", "stop b.service units", "daemon-reload a units"]
+
+
+def test_check_mode_tells_of_units_and_leaves_them(with_units, systemd):
+    told = systemd(("inactive", "disabled"))
+    assert with_units({"name": "a.service"}, check=True)["changed_units"] == ["a.service"]
+    assert told.read_text() == ""
+
+
+def test_a_unit_that_does_not_start_tells_why(with_units, systemd):
+    systemd(("inactive", "enabled"), failing="start")
+    result = with_units({"name": "a.service"})
+    assert result["msg"].startswith("`systemctl start a.service` ended with status 1: Job failed.\nit said why")
+    assert "--unit=a.service" in result["msg"]
