@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -19,6 +20,16 @@ DESCRIPTORS_PER_THREAD = 16
 
 UNITS = "/etc/systemd/system"
 
+# A warm instance gives each size of items a slab page of 1 MB when it starts, and there are at most 63 sizes.
+LEAST_WARM_MEMORY = 64
+# The folder of a warm instance holds more than its memory: a page of notes, which some kernels round to a huge page.
+SPARE_ROOM = 4
+
+# Arguments that decide how items lie in memory. With other ones memcached does not take them over.
+LAYOUT_FLAGS = {"-m": "memory", "-I": "max_item_size", "-e": "memory-file"}
+LAYOUT_OPTIONS = {"disable-cas", "max-item-size", "slab-growth-factor", "slab-min-size"}
+LAYOUT_EXTENDED = {"no_modern", "no_slab_reassign", "slab_chunk_max", "slab_reassign", "slab_sizes"}
+
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where to reach such a listener
 
 Instance = dict[str, Any]
@@ -28,7 +39,7 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
     """Complete the description of an instance.
 
     :param given: an element of ``memcached_instances``.
-    :param defaults: values for ``listen``, ``port``, ``memory``, ``connections``, ``threads``, ``user``
+    :param defaults: values for ``listen``, ``port``, ``memory``, ``connections``, ``threads``, ``user``, ``warm``
         and ``service``, the name of the template unit.
     :param environment_folder: where the platform keeps the environment files of services.
     :return: the description with all its values, and
@@ -43,7 +54,9 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
           trial run that touches neither the ports nor the files of the running one, and that finds the new
           configuration below ``{root}``,
         * ``ready``: where it answers as soon as it serves, ``address/port`` or a socket's path,
-        * ``descriptors``: how many files it may open.
+        * ``descriptors``: how many files it may open,
+        * ``memory_folder``, ``memory_file``, ``memory_room`` in MB, ``mount_unit`` and ``mount_file``: where its
+          memory is when it is warm.
 
     :raises AnsibleFilterError: a value can't be passed to the daemon.
     """
@@ -57,11 +70,22 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
         auth_file=f"{environment_folder}/{service}-{name}.auth" if given.get("auth") else None,
         descriptors=instance["connections"] + DESCRIPTORS_PER_THREAD * instance["threads"] + SPARE_DESCRIPTORS,
     )
+    # No folder of systemd's or of another instance has such a name.
+    folder = f"/run/{service}@{name}"
+    instance.update(
+        memory_folder=folder,
+        memory_file=f"{folder}/memory",
+        memory_room=instance["memory"] + SPARE_ROOM,
+        mount_unit=_mount_unit(folder),
+        mount_file=f"{UNITS}/{_mount_unit(folder)}",
+    )
     # Its group, so that a mode without others still lets it read them.
     instance["configuration"] = [
         {"mode": "0644", **file, "group": instance["user"]} for file in given.get("configuration") or ()
     ]
     instance["files"] = [instance["environment_file"], instance["drop_in"]]
+    if instance["warm"]:
+        instance["files"].append(instance["mount_file"])
     paths = [file["path"] for file in instance["configuration"]]
     instance["reread_files"] = [*paths, *filter(None, [instance["auth_file"]])]
     instance["sockets"] = [] if instance["socket"] else _sockets(instance)
@@ -77,7 +101,8 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
         else ["-l", ",".join(map(str, instance["listen"])), "-U", 0]
     )
     _words(name, [instance["user"]])  # its place is the unit's
-    instance["options"] = _words(name, [*place, *safe, *_joined(extended)])
+    warm = ["-e", instance["memory_file"]] if instance["warm"] else []
+    instance["options"] = _words(name, [*place, *safe, *warm, *_joined(extended)])
     # A trial run must not touch what the running daemon keeps on disk.
     harmless = [option for option in extended if not str(option).startswith("ext_path=")]
     limits = ["-m", instance["memory"], "-c", instance["connections"]]
@@ -86,6 +111,12 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
     words = _words(name, [*trial, *limits, *safe, *_joined(harmless)])
     instance["rehearsal"] = [_below_root(word, paths) for word in words]
     return instance
+
+
+def _mount_unit(path: str) -> str:
+    """Give the name that systemd wants for the unit of a mount, as ``systemd-escape --path`` does."""
+    escaped = re.sub(r"[^A-Za-z0-9:_./]", lambda found: f"\\x{ord(found[0]):02x}", path.strip("/"))
+    return escaped.replace("/", "-") + ".mount"
 
 
 def _below_root(word: str, paths: Sequence[str]) -> str:
@@ -187,6 +218,7 @@ def memcached_problems(
         *_twice(wanted, "reread_files", "Give each a file of its own"),
         *_covered(wanted),
         *(problem for instance in wanted for problem in _unreadable(instance)),
+        *(problem for instance in wanted if instance["warm"] for problem in _never_warm(instance)),
         *_too_much_memory(wanted, settings),
         *(problem for instance in wanted for problem in _held_ports(instance, host, instances)),
     ]
@@ -235,6 +267,25 @@ def _unreadable(instance: Instance) -> Iterator[str]:
                 f"The memcached instance {instance['name']} can't read {file['path']} with the mode {file['mode']}: "
                 "let its group read it, as with 0640, in the configuration of that element of memcached_instances."
             )
+
+
+def _never_warm(instance: Instance) -> Iterator[str]:
+    """Tell why memcached would refuse to be warm, or why that would be of no use."""
+    given = " ".join(instance["options"])
+    reasons = {
+        "ext_path=": "memcached does not take over what it has on disk. Remove ext_path from its extended",
+        "proxy_config=": "as a proxy it has no items. Remove proxy_config from its extended",
+        "--enable-largepages": "its memory is then no large pages. Remove enable-largepages from its options",
+        "--memory-file": "the role chooses the file. Remove memory-file from its options",
+    }
+    found = [reason for word, reason in reasons.items() if word in given]
+    if instance["memory"] < LEAST_WARM_MEMORY:
+        found.append(f"{instance['memory']} MB are too little. Raise its memory to {LEAST_WARM_MEMORY} MB at least")
+    for reason in found:
+        yield (
+            f"The memcached instance {instance['name']} can't be warm: {reason}, or set its warm to false in "
+            "memcached_instances."
+        )
 
 
 def _too_much_memory(wanted: Sequence[Instance], settings: Mapping[str, Any]) -> list[str]:
@@ -315,6 +366,74 @@ def instances_to_reload(
     ]
 
 
+def cache_fates(
+    instances: Sequence[Instance], host: Mapping[str, Any], release: str, changed_files: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Tell what a change does to the items of the instances that run.
+
+    :param instances: from `memcached_instance`, also those that are to be absent.
+    :param host: as returned by the module ``memcached_host_info``.
+    :param release: the release that they should run.
+    :param changed_files: paths of the files that are to change.
+    :return: for each instance that is to end or to restart its ``name``, whether it ``keeps`` its items, and a
+        sentence, ``told``.
+    """
+    restarted = {instance["name"] for instance in instances_to_restart(instances, host, release, changed_files)}
+    fates = []
+    for instance in instances:
+        name, state = instance["name"], host["instances"][instance["name"]]
+        if instance["state"] == "absent" and state["active"]:
+            fates.append({"name": name, "keeps": False, "told": f"{instance['unit']} is removed with its items"})
+        elif instance["state"] != "absent" and name in restarted:
+            losses = _losses(instance, host, release)
+            what = f"drops its items: {', '.join(losses)}" if losses else "keeps its items"
+            told = f"{instance['unit']} is restarted and {what}"
+            fates.append({"name": name, "keeps": not losses, "told": told})
+    return fates
+
+
+def _losses(instance: Instance, host: Mapping[str, Any], release: str) -> list[str]:
+    """Tell why memcached won't take over the items of an instance that is restarted."""
+    state = host["instances"][instance["name"]]
+    before = _layout(state["command"] or [])
+    after = _layout(["-m", str(instance["memory"]), *instance["options"]])
+    if not instance["warm"]:
+        return ["it is not warm"]
+    if "memory-file" not in before:
+        return ["it was not warm before"]
+    losses = [
+        f"{key} changes from {before.get(key, 'its default')} to {after.get(key, 'its default')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    # What runs can't be told in every container; what is in use is most often the same.
+    running = state["release"] or host["release"]
+    if _version(release) < _version(running):
+        losses.append(f"{release} is older than {running} and does not know its form")
+    return losses
+
+
+def _layout(command: Sequence[str]) -> dict[str, str]:
+    """Choose from the arguments of a memcached those that decide how items lie in memory."""
+    found = {}
+    for word, following in zip_longest(command, command[1:], fillvalue=""):
+        if word in LAYOUT_FLAGS:
+            found[LAYOUT_FLAGS[word]] = following
+        for entry in following.split(",") if word == "-o" else ():
+            name, _equals, value = entry.partition("=")
+            if name in LAYOUT_EXTENDED:
+                found[name] = value or "on"
+        name, _equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in LAYOUT_OPTIONS:
+            found[name] = value or "on"
+    return found
+
+
+def _version(release: str) -> list[int]:
+    """Give the version of a release, ``<version>-<fingerprint>``, in an order."""
+    return [int(number) for number in re.findall(r"\d+", release.rpartition("-")[0])]
+
+
 def memcached_todo(instances: Sequence[Instance], host: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """Tell what about a host is not as it should be.
 
@@ -340,6 +459,8 @@ def memcached_todo(instances: Sequence[Instance], host: Mapping[str, Any], setti
                 todo.append(f"{instance['unit']} is to be started")
             elif state["unread"]:
                 todo.append(f"{instance['unit']} is to be reloaded")
+        if state["mounted"] and (instance["state"] == "absent" or not instance["warm"]):
+            todo.append(f"{instance['memory_folder']} is to be unmounted")
     return todo
 
 
@@ -410,6 +531,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "memcached_instance": memcached_instance,
+            "cache_fates": cache_fates,
             "feature_flag": feature_flag,
             "memcached_todo": memcached_todo,
             "reachable_at": reachable_at,

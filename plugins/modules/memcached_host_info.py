@@ -49,6 +49,13 @@ options:
         type: list
         elements: path
         default: []
+      memory_folder:
+        description: The folder on which its memory is mounted when it is warm.
+        type: path
+      items_expected:
+        description: Whether to look in the journal if it took over the items of the process before.
+        type: bool
+        default: false
 extends_documentation_fragment:
   - tenfold.stack.config_file
 attributes:
@@ -121,6 +128,19 @@ instances:
     unread:
       description: Whether one of the files that it reads again was changed after its start and its last reload.
       type: bool
+    command:
+      description: The arguments of its process, null when there is none.
+      type: list
+      elements: str
+    release:
+      description: The release that its process runs, null when there is none or it is not below O(prefix).
+      type: str
+    mounted:
+      description: Whether its O(instances[].memory_folder) is mounted.
+      type: bool
+    cold:
+      description: Whether it began without the items of the process before, null without O(instances[].items_expected).
+      type: bool
 listeners:
   description: Sockets that listen.
   returned: success
@@ -170,7 +190,10 @@ UNITS = "/etc/systemd/system"
 TCP_LISTEN = "0A"
 UDP_BOUND = "07"
 # The state of a unit also changes, and changes back, when it is reloaded.
-PROPERTIES = "ActiveState,UnitFileState,MainPID,ExecMainStartTimestampMonotonic,StateChangeTimestampMonotonic"
+PROPERTIES = (
+    "ActiveState,UnitFileState,MainPID,InvocationID,ExecMainStartTimestampMonotonic,StateChangeTimestampMonotonic"
+)
+COLD = "starting with a clean cache"  # as memcached tells it
 
 
 def listeners() -> list[dict[str, Any]]:
@@ -285,8 +308,39 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
             "outdated": bool(pid)
             and any(changed_after(path, started) for path in [current, template, *instance["files"]]),
             "unread": bool(pid) and any(changed_after(path, read) for path in instance["reread_files"]),
+            "command": command_of(pid) if pid else None,
+            "release": release_of(pid, module.params["prefix"]) if pid else None,
+            "mounted": bool(instance["memory_folder"]) and os.path.ismount(instance["memory_folder"]),
+            "cold": began_cold(module, unit["InvocationID"]) if instance["items_expected"] else None,
         }
     return states
+
+
+def command_of(pid: int) -> list[str] | None:
+    """Give the arguments of a process."""
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+            return file.read().split("\0")[1:-1]
+    except OSError:
+        return None
+
+
+def release_of(pid: int, prefix: str) -> str | None:
+    """Give the name of the release below a prefix that a process runs."""
+    folder = os.path.join(os.path.realpath(prefix), "")
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+    return program[len(folder) :].split("/")[0] if program.startswith(folder) else None
+
+
+def began_cold(module: AnsibleModule, invocation: str) -> bool:
+    """Tell whether a unit's process said that it took over no items."""
+    code, _out, _err = module.run_command(
+        ["journalctl", "--quiet", "--no-pager", f"--grep={COLD}", f"_SYSTEMD_INVOCATION_ID={invocation}"]
+    )
+    return code == 0
 
 
 def owner_of(pid: int) -> str | None:
@@ -340,6 +394,8 @@ def main() -> None:
                     "name": {"type": "str", "required": True},
                     "files": {"type": "list", "elements": "path", "default": []},
                     "reread_files": {"type": "list", "elements": "path", "default": []},
+                    "memory_folder": {"type": "path"},
+                    "items_expected": {"type": "bool", "default": False},
                 },
             },
         },

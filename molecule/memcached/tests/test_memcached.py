@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
+import testinfra
 
 CACHE_HOSTS = ["el-1", "el-2", "el-3", "classic-1", "debian-1"]
 SCORE = 1.3  # the exposure that `systemd-analyze security` may find at most
+INVENTORY = os.environ["MOLECULE_INVENTORY_FILE"].rsplit("/", 1)[0]
+SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
 
 
 @pytest.fixture(scope="module")
 def hosts():
     """Give a function that gives a host by its name."""
-    import os
+    return lambda name: testinfra.get_host(f"ansible://{name}", ansible_inventory=INVENTORY, sudo=True)
 
-    import testinfra
 
-    inventory = os.environ["MOLECULE_INVENTORY_FILE"].rsplit("/", 1)[0]
-    return lambda name: testinfra.get_host(f"ansible://{name}", ansible_inventory=inventory, sudo=True)
+def play(name, **variables):
+    """Run a playbook of the scenario with other variables."""
+    return subprocess.run(
+        ["ansible-playbook", f"--inventory={INVENTORY}", str(SCENARIO / name), f"--extra-vars={json.dumps(variables)}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"ANSIBLE_FORCE_COLOR": "false", "ANSIBLE_NOCOLOR": "true"},
+    )
 
 
 def address_of(host):
@@ -234,3 +246,72 @@ def test_modules_talk_to_every_protection(hosts):
     login = f"host={address} port=11216 login_user=web login_password=s3cret-for-the-lab"
     read = client.ansible("tenfold.stack.memcached_item", f"{login} key=none state=read", check=False)
     assert not read["item"]["found"], json.dumps(read)
+
+
+def proxy_state(host):
+    return host.check_output(
+        "systemctl show -P MainPID -P NRestarts memcached-proxy@default; sha256sum /etc/memcached-proxy/routes.lua"
+    )
+
+
+def test_a_second_service_has_its_own_of_everything(hosts):
+    host = hosts("el-2")
+    address = address_of(host)
+    assert talk(host, "set through 0 0 5\\r\\nproxy\\r\\n", 11311) == "STORED"
+    assert "proxy" in talk(host, "get through\\r\\n", address=address)
+    assert set(host.check_output("ps -o user:20= -C memcached").split()) == {"memcached", "memcached-proxy"}
+    assert host.check_output("readlink /opt/tenfold/memcached-proxy/current") != host.check_output(
+        "readlink /opt/tenfold/memcached/current"
+    )
+    routes = host.file("/etc/memcached-proxy/routes.lua")
+    assert (routes.user, routes.group, routes.mode) == ("root", "memcached-proxy", 0o640)
+
+
+def test_changed_configuration_is_reloaded_without_a_restart(hosts):
+    host = hosts("el-2")
+    assert talk(host, "get -\\r\\n", 11311) == "SERVER_ERROR refused by first"
+    process = host.check_output("systemctl show -P MainPID memcached-proxy@default")
+    done = play("proxy.yml", lab_rule="second")
+    assert done.returncode == 0, done.stdout + done.stderr
+    deadline = time.monotonic() + 10
+    while talk(host, "get -\\r\\n", 11311) != "SERVER_ERROR refused by second":
+        assert time.monotonic() < deadline, "it was not reloaded"
+        time.sleep(0.2)
+    assert host.check_output("systemctl show -P MainPID memcached-proxy@default") == process
+
+
+@pytest.mark.parametrize("broken", ["function (", "function mcp_config_pools() return nothing.at.all end"])
+def test_broken_configuration_is_refused_before_it_replaces_the_old(hosts, broken):
+    host = hosts("el-2")
+    before = proxy_state(host)
+    done = play("proxy.yml", lab_routes=broken)
+    told = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0, told
+    assert "refuses the flags or the configuration of the instance default" in told
+    assert "/etc/memcached-proxy/routes.lua:1" in told
+    assert proxy_state(host) == before
+    assert talk(host, "get -\\r\\n", 11311).startswith("SERVER_ERROR refused")
+
+
+def test_drain_ends_when_no_instance_is_used(hosts):
+    done = play("drain.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok: [el-1 -> client-1") == 5  # all but that with a Unix socket
+
+
+def test_drain_names_those_that_still_ask(hosts):
+    address = address_of(hosts("el-1"))
+    ask = (
+        "import socket,sys,time; s=socket.create_connection((sys.argv[1],11211),5)\n"
+        "while True: s.sendall(b'get a\\r\\n'); s.recv(99); time.sleep(0.1)"
+    )
+    client = hosts("client-2")
+    process = client.check_output("python3 -c %s %s >/dev/null 2>&1 & echo $!", ask, address)
+    try:
+        done = play("drain.yml")
+    finally:
+        client.run("kill %s", process)
+    assert done.returncode != 0
+    told = " ".join((done.stdout + done.stderr).split())
+    assert "still used after 3 s" in told
+    assert address_of(client) in told

@@ -10,6 +10,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.tenfold.stack.plugins.filter.memcached import FilterModule
 
 FILTERS = FilterModule().filters()
+cache_fates = FILTERS["cache_fates"]
 feature_flag = FILTERS["feature_flag"]
 memcached_problems = FILTERS["memcached_problems"]
 memcached_todo = FILTERS["memcached_todo"]
@@ -25,6 +26,7 @@ DEFAULTS = {
     "connections": 1024,
     "threads": 4,
     "user": "memcached",
+    "warm": False,
     "service": "memcached",
 }
 
@@ -204,6 +206,20 @@ def test_files_that_the_daemon_reads_again():
     assert instance()["reread_files"] == instance(configuration=None)["reread_files"] == []
 
 
+def test_a_warm_instance_has_a_folder_of_its_own():
+    made = instance("two-b", warm=True, memory=100, service="my.cache")
+    assert made["memory_folder"] == "/run/my.cache@two-b"
+    assert made["mount_unit"] == r"run-my.cache\x40two\x2db.mount"
+    assert made["mount_file"] in made["files"]
+    assert made["memory_room"] > 100
+    assert "-e /run/my.cache@two-b/memory" in " ".join(made["options"])
+    assert "-e" not in made["rehearsal"]
+    plain = instance("two-b", service="my.cache")
+    assert plain["mount_file"] == made["mount_file"]
+    assert plain["mount_file"] not in plain["files"]
+    assert "-e" not in plain["options"]
+
+
 def test_a_rehearsal_may_have_no_extended_options_left():
     assert "-o" not in instance(extended=["ext_path=/srv/file:1G"])["rehearsal"]
 
@@ -268,8 +284,11 @@ SETTINGS = {
     "memory": 1000,
     "memory_share": 0.9,
 }
-FREE = {"active": False, "user": None, "enabled": False, "outdated": False, "unread": False}
-RUNS = {"active": True, "user": "memcached", "enabled": True, "outdated": False, "unread": False}
+FREE = {
+    "active": False, "user": None, "enabled": False, "outdated": False, "unread": False, "mounted": False,
+    "command": None, "release": None,
+}  # fmt: skip
+RUNS = {**FREE, "active": True, "user": "memcached", "enabled": True}
 
 
 def listener(**given):
@@ -330,6 +349,23 @@ def test_a_file_that_the_instance_can_not_read_is_a_problem(mode, readable):
     assert bool(told) is not readable
     for part in () if readable else ("instance a", LUA["path"], f"mode {mode}", "0640", "memcached_instances"):
         assert part in told[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"extended": ["ext_path=/srv/file:1G"]}, ["on disk", "ext_path"]),
+        ({"extended": ["proxy_config=/etc/cache/proxy.lua"]}, ["a proxy", "proxy_config"]),
+        ({"options": {"enable-largepages": True}}, ["large pages", "enable-largepages"]),
+        ({"options": {"memory-file": "/srv/file"}}, ["chooses the file", "memory-file"]),
+        ({"memory": 63}, ["63 MB", "64 MB"]),
+    ],
+)
+def test_what_can_not_be_warm_is_a_problem(given, parts):
+    (problem,) = problems(instance("sessions", warm=True, **given))
+    for part in [*parts, "sessions can't be warm", "warm to false", "memcached_instances"]:
+        assert part in problem
+    assert problems(instance("sessions", **given)) == []
 
 
 def test_an_instance_on_all_addresses_covers_the_others():
@@ -450,6 +486,98 @@ def test_what_has_not_read_its_files_is_reloaded_unless_it_restarts(state, relea
     assert [one["name"] for one in instances_to_reload(wanted, host, release, changed)] == names
 
 
+# cache_fates
+
+
+def command(given):
+    """The arguments of an instance as they were when it was started."""
+    return ["-p", "11211", "-u", "memcached", "-m", str(given["memory"]), "-c", "1024", *given["options"]]
+
+
+def fates(*instances, before=(), release="1.6.38-a", runs="1.6.38-a", visible=True, active=True):
+    """What becomes of instances that were started like those before, after a change of the template."""
+    states = {
+        one["name"]: {**RUNS, "active": active, "command": command(was), "release": runs if visible else None}
+        for one, was in zip(instances, before or instances, strict=True)
+    }
+    host = {"release": runs, "instances": states}
+    return cache_fates(instances, host, release, ["/etc/systemd/system/memcached@.service"])
+
+
+def test_a_warm_instance_that_stays_as_it_is_keeps_its_items():
+    assert fates(instance(warm=True)) == [
+        {"name": "default", "keeps": True, "told": "memcached@default.service is restarted and keeps its items"}
+    ]
+
+
+def test_instances_that_go_on_or_do_not_run_have_no_fate():
+    host = {"release": "1-a", "instances": {"default": {**RUNS, "release": "1-a"}}}
+    assert cache_fates([instance(warm=True)], host, "1-a", []) == []
+    assert fates(instance(warm=True), instance("old", state="absent"), active=False) == []
+
+
+EXTENDED = ["slab_chunk_max=16k", "no_lru_crawler"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ({"warm": False}, {}, "it was not warm before"),
+        ({}, {"warm": False}, "it is not warm"),
+        ({"warm": False}, {"warm": False}, "it is not warm"),
+        ({}, {"memory": 100}, "memory changes from 64 to 100"),
+        ({}, {"max_item_size": "2m"}, "max_item_size changes from its default to 2m"),
+        ({"options": {"slab-growth-factor": 1.1}}, {}, "slab-growth-factor changes from 1.1 to its default"),
+        ({}, {"options": {"disable-cas": True}}, "disable-cas changes from its default to on"),
+        ({}, {"extended": EXTENDED}, "slab_chunk_max changes from its default to 16k"),
+        ({}, {"extended": ["no_slab_reassign"]}, "no_slab_reassign changes from its default to on"),
+        (
+            {"service": "other"},
+            {},
+            "memory-file changes from /run/other@default/memory to /run/memcached@default/memory",
+        ),
+    ],
+)
+def test_changes_that_drop_the_items_are_told(before, after, why):
+    (fate,) = fates(instance(**{"warm": True} | after), before=[instance(**{"warm": True} | before)])
+    assert fate["keeps"] is False
+    assert fate["told"] == f"memcached@default.service is restarted and drops its items: {why}"
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        {"threads": 8}, {"connections": 99}, {"port": 11212}, {"listen": ["192.0.2.1"]}, {"auth": [{"user": "a"}]},
+        {"extended": ["no_lru_crawler"]}, {"options": {"verbose": True}}, {"user": "another"},
+    ],
+)  # fmt: skip
+def test_changes_that_keep_the_items(after):
+    (fate,) = fates(instance(warm=True, **after), before=[instance(warm=True)])
+    assert fate["keeps"] is True
+
+
+@pytest.mark.parametrize(
+    ("runs", "release", "keeps"),
+    [
+        ("1.6.18-b", "1.6.38-a", True),
+        ("1.6.38-b", "1.6.38-a", True),
+        ("1.6.9-b", "1.6.38-a", True),
+        ("1.6.38-a", "1.6.18-b", False),
+        ("1.6.38-a", "1.6.9-b", False),
+    ],
+)
+@pytest.mark.parametrize("visible", [True, False])
+def test_only_a_later_release_takes_items_over(runs, release, keeps, visible):
+    (fate,) = fates(instance(warm=True), runs=runs, release=release, visible=visible)
+    assert fate["keeps"] is keeps
+    assert keeps or fate["told"].endswith(f"drops its items: {release} is older than {runs} and does not know its form")
+
+
+def test_an_instance_that_is_removed_is_told():
+    (fate,) = fates(instance(warm=True, state="absent"))
+    assert fate == {"name": "default", "keeps": False, "told": "memcached@default.service is removed with its items"}
+
+
 # reachable_at
 
 FACTS = {"default_ipv4": {"address": "192.0.2.7"}, "default_ipv6": {"address": "2001:db8::7"}}
@@ -529,7 +657,7 @@ def todo(*instances, states=None, **given):
     return memcached_todo(list(instances), {**host, "instances": known}, settings)
 
 
-GONE = {"active": False, "enabled": False, "configured": False, "outdated": False, "unread": False}
+GONE = {**FREE, "configured": False}
 
 
 def test_a_host_that_is_as_it_should_be_has_nothing_to_do():
@@ -554,6 +682,15 @@ def test_an_instance_that_does_not_run_as_it_should_is_to_be_started(difference)
 def test_an_instance_that_has_not_read_its_files_is_to_be_reloaded():
     states = {"default": {**RUNS, "configured": True, "unread": True}}
     assert todo(instance(), states=states) == ["memcached@default.service is to be reloaded"]
+
+
+@pytest.mark.parametrize(
+    ("given", "left"), [({}, True), ({"warm": True}, False), ({"warm": True, "state": "absent"}, True)]
+)
+def test_memory_that_nobody_keeps_is_to_be_unmounted(given, left):
+    state = {**GONE, "mounted": True} if "state" in given else {**RUNS, "configured": True, "mounted": True}
+    told = todo(instance(**given), states={"default": state})
+    assert told == ["/run/memcached@default is to be unmounted"] * left
 
 
 @pytest.mark.parametrize("rest", ["active", "enabled", "configured"])

@@ -10,6 +10,7 @@ import grp
 import io
 import os
 import pwd
+import shutil
 import socket
 import subprocess
 import sys
@@ -262,6 +263,7 @@ def unit(active="active", enabled="enabled", pid=HERE, seconds_ago=100.0, reload
 
     return {
         "MainPID": pid,
+        "InvocationID": f"invocation-{pid}",
         "ExecMainStartTimestampMonotonic": moment(seconds_ago),
         "StateChangeTimestampMonotonic": moment(reloaded_seconds_ago or seconds_ago),
         "ActiveState": active,
@@ -275,12 +277,17 @@ STOPPED = unit("inactive", "", pid=0)
 def test_the_states_of_instances_in_one_call(look, systemctl):
     calls = systemctl(unit(), STOPPED, unit("activating", "disabled"), unit(pid=GONE))
     result = look(instances=[{"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"}])
-    unchanged = {"outdated": False, "unread": False, "configured": False}
+    unchanged = {
+        "outdated": False, "unread": False, "configured": False, "mounted": False, "cold": None, "release": None
+    }  # fmt: skip
+    with open("/proc/self/cmdline") as cmdline:
+        here = {**unchanged, "command": cmdline.read().split("\0")[1:-1]}
+    none = {**unchanged, "command": None}
     assert result["instances"] == {
-        "a": {"active": True, "user": USER, "enabled": True, **unchanged},
-        "b": {"active": False, "user": None, "enabled": False, **unchanged},
-        "c": {"active": False, "user": USER, "enabled": False, **unchanged},
-        "d": {"active": True, "user": None, "enabled": True, **unchanged},
+        "a": {"active": True, "user": USER, "enabled": True, **here},
+        "b": {"active": False, "user": None, "enabled": False, **none},
+        "c": {"active": False, "user": USER, "enabled": False, **here},
+        "d": {"active": True, "user": None, "enabled": True, **none},
     }
     (call,) = calls.read_text().splitlines()
     assert call.startswith("show --property=")
@@ -363,3 +370,39 @@ def test_what_does_not_run_is_not_outdated(look, systemctl, aged):
         "instances"
     ].values()
     assert (state["outdated"], state["unread"]) == (False, False)
+
+
+def test_the_release_that_a_process_runs(look, systemctl, tmp_path):
+    """Not the one in use now, and not a program elsewhere."""
+    program = tmp_path / "opt/1-a/bin/memcached"
+    program.parent.mkdir(parents=True)
+    shutil.copy("/usr/bin/sleep", program)
+    (tmp_path / "opt/current").symlink_to("1-a")
+    with subprocess.Popen([tmp_path / "opt/current/bin/memcached", "60"]) as process:
+        try:
+            (tmp_path / "opt/current").unlink()
+            (tmp_path / "opt/current").symlink_to("2-b")
+            systemctl(unit(pid=process.pid))
+            (state,) = look(instances=[{"name": "a"}])["instances"].values()
+        finally:
+            process.kill()
+    assert (state["release"], state["command"]) == ("1-a", ["60"])
+
+
+@pytest.mark.parametrize(("folder", "mounted"), [("/proc", True), ("/proc/self", False), ("/nowhere", False)])
+def test_whether_memory_is_mounted(look, systemctl, folder, mounted):
+    systemctl(STOPPED)
+    (state,) = look(instances=[{"name": "a", "memory_folder": folder}])["instances"].values()
+    assert state["mounted"] is mounted
+
+
+@pytest.mark.parametrize(("status", "cold"), [(0, True), (1, False)])
+def test_whether_it_began_cold_is_in_the_journal(look, systemctl, tmp_path, status, cold):
+    calls = systemctl(unit(), unit())
+    journal = tmp_path / "path/journalctl"
+    journal.write_text(f'#!/bin/sh\necho journal "$@" >> {calls}\nexit {status}\n')
+    journal.chmod(0o755)
+    states = look(instances=[{"name": "a", "items_expected": True}, {"name": "b"}])["instances"]
+    assert (states["a"]["cold"], states["b"]["cold"]) == (cold, None)
+    (call,) = [line for line in calls.read_text().splitlines() if line.startswith("journal")]
+    assert call.endswith(f"--grep=starting with a clean cache _SYSTEMD_INVOCATION_ID=invocation-{HERE}")
