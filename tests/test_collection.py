@@ -23,7 +23,7 @@ MACHINE_PATHS = re.compile(rb"(?<![\w.~-])/(?:home/(?!memcached\b|tester\b)|User
 
 # What the built collection holds: whole folders and single files.
 SHIPPED = re.compile(
-    r"(plugins|roles|playbooks|meta)/.+|changelogs/(changelog|config)\.yaml|LICENSE|README\.md|CHANGELOG\.rst"
+    r"(plugins|roles|playbooks|examples|meta)/.+|changelogs/(changelog|config)\.yaml|LICENSE|README\.md|CHANGELOG\.rst"
     r"|(FILES|MANIFEST)\.json"
 )
 LITTER = re.compile(r"\.py[co]$|~$|\.(swp|orig|rej|bak|log|tar\.gz)$|(^|/)(__pycache__|\.)|/tests?/")
@@ -117,7 +117,7 @@ def test_built_collection_holds_what_it_should(tmp_path: Path) -> None:
     wanted.add("playbooks/inventory/site.yml")
     for path in files_of_the_repository():
         name = path.relative_to(ROOT).as_posix()
-        if name.startswith(("plugins/", "roles/", "playbooks/")):
+        if name.startswith(("plugins/", "roles/", "playbooks/", "examples/")):
             wanted.add(name)
     assert sorted(wanted - shipped) == []
 

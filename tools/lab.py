@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("TENFOLD_CACHE", ROOT / ".cache"))
 VENV = CACHE / "venv"
 STAND_IN = "el-stand-in"
+DAEMONS = ("memcached", "bind9", "php-cli", "php-memcached")
 
 # Images with systemd that a person can name: `make test EL=alma9`. Any other reference is taken as
 # it is. Debian has no well-kept image with systemd, so the lab builds its own from Debian's packages.
@@ -171,7 +172,14 @@ def site(tags: str) -> None:
     env = prepare(timings)
     molecule = VENV / "bin/molecule"
     only = ("--tags", tags) if tags else ()
-    for step, extra in (("create", ()), ("converge", ("--", "--skip-tags", "verify", *only)), ("verify", ())):
+    steps: list[tuple[str, tuple[str, ...]]] = [
+        ("create", ()),
+        ("converge", ("--", "--skip-tags", "verify", *only)),
+        ("verify", ()),
+    ]
+    if not tags:
+        steps.insert(2, ("side-effect", ()))  # a node leaves and one joins while a client works
+    for step, extra in steps:
         timings.run(step, partial(run, molecule, step, "-s", "site", *extra, env=env))
     print(f"\nThe site runs; what you can try is in README.md. `make clean` ends it.\nWall time: {timings}")
 
@@ -182,15 +190,15 @@ def bench() -> None:
     run(VENV / "bin/python", "tests/bench/build_once.py", "--literal", env=env)
 
 
-def make_memcached() -> str:
-    """Install the distribution's memcached, which the modules' unit tests talk to."""
-    if shutil.which("memcached"):
+def make_daemons() -> str:
+    """Install the distribution's programs that the unit tests talk to."""
+    if all(map(shutil.which, ("memcached", "named", "php"))):
         return "there already"
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        return "not there: the tests that need it will be skipped; install memcached to run them"
-    # RUNLEVEL keeps it from being started: the tests start their own, on ports of their own.
+        return f"not there: the tests that need them will be skipped; install {', '.join(DAEMONS)} to run them"
+    # RUNLEVEL keeps them from being started: the tests start their own, on ports of their own.
     env = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "memcached", env=env)
+    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *DAEMONS, env=env)
     return "installed"
 
 
@@ -199,7 +207,7 @@ def test(scenario: str) -> None:
     timings = Timings()
     env = prepare(timings)
     if not scenario:
-        timings.run("memcached", make_memcached)
+        timings.run("daemons", make_daemons)
     chosen = ("tests/test_scenarios.py", "--scenario", scenario) if scenario else ("tests",)
     os.chdir(ROOT)
     # The runner takes this process's place: its closing lines are the last that is printed.
