@@ -209,7 +209,7 @@ def connect(options: argparse.Namespace) -> Any:
             resolver.nameservers, resolver.lifetime = [options.dns], 1.0
         return PoolClient(options.direct, resolver=resolver)
     host, _colon, port = options.proxy.rpartition(":")
-    return Client((host, int(port)), connect_timeout=5, timeout=5, no_delay=True, default_noreply=False)
+    return Client((host, int(port)), connect_timeout=10, timeout=10, no_delay=True, default_noreply=False)
 
 
 def main() -> None:
