@@ -232,9 +232,9 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
         replace(module, [file for file, _before in differing])
         for path in gone:
             os.unlink(path)
-        if any(path.startswith(UNIT_FOLDERS) for path in changed_files):
+        if any(path.startswith(UNIT_FOLDERS) for path in changed_files) and not verbs["enable"]:
             systemctl(module, "daemon-reload")
-        use(module, verbs, "enable", "start")
+        use(module, verbs, "enable", "start")  # enabling reads changed units, too
     return result
 
 

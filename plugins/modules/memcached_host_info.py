@@ -101,6 +101,10 @@ differing_files:
   returned: success
   type: list
   elements: str
+memory:
+  description: Memory of the host in MB.
+  returned: success
+  type: int
 firewalld_active:
   description: Whether firewalld runs.
   returned: success
@@ -255,6 +259,11 @@ def owners_of(inodes: set[str]) -> dict[str, dict[str, Any]]:
         for inode in held - owners.keys():
             owners[inode] = {"pid": int(pid), "process": comm_of(pid), "unit": unit_of(pid)}
     return owners
+
+
+def memory() -> int:
+    """Give the memory of the host in MB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
 
 
 def comm_of(pid: str) -> str | None:
@@ -413,6 +422,7 @@ def main() -> None:
         releases=releases_in(prefix),
         users=[user for user in module.params["users"] if exists(user)],
         differing_files=differing,
+        memory=memory(),
         firewalld_active=any(comm_of(pid) == "firewalld" for pid in os.listdir("/proc") if pid.isdigit()),
         instances=instance_states(module),
         listeners=listeners(),

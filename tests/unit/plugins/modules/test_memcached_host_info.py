@@ -203,6 +203,12 @@ def test_firewalld_is_found_by_its_process(look, monkeypatch, name, active):
     assert look()["firewalld_active"] is active
 
 
+def test_the_memory_is_that_of_the_host(look):
+    with open("/proc/meminfo", encoding="ascii") as file:
+        total = int(file.readline().split()[1])  # MemTotal, in kB
+    assert look()["memory"] == total // 1024
+
+
 # Files
 
 
