@@ -188,6 +188,7 @@ def bench() -> None:
     """Measure, side by side, and print tables."""
     env = prepare(Timings())
     run(VENV / "bin/python", "tests/bench/build_once.py", "--literal", env=env)
+    run(VENV / "bin/python", "tests/bench/pool.py", env=env)
 
 
 def make_daemons() -> str:

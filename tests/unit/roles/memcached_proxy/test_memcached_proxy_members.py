@@ -61,7 +61,7 @@ class Script:
 def test_believes_what_is_told_three_times_in_a_row(program, tmp_path, answers, expected):
     pool = program.Pool(tmp_path, "cache.test", 11211, 3)
     source = Script(*answers)
-    for _ in answers:
+    for _answer in answers:
         pool.look(source)
     assert pool.known == (expected is not None)
     if expected:
@@ -77,6 +77,6 @@ def test_the_digest_is_that_of_the_sorted_lines(program):
 def test_tells_a_failure_once(program, tmp_path, capsys):
     pool = program.Pool(tmp_path, "cache.test", 11211, 3)
     source = Script(OLD, None, None, OLD, None)
-    for _ in range(5):
+    for _time in range(5):
         pool.look(source)
     assert capsys.readouterr().err.count("stay in use: SERVFAIL") == 2
