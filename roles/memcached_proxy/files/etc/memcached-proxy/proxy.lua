@@ -94,6 +94,16 @@ local function ring(shift)
     }
 end
 
+local function single(number)
+    return (string.unpack("f", string.pack("f", number)))
+end
+
+-- How many points each of so many nodes has: 160, but 156 of each of 25, 47, 50 …, as libmemcached computes them in
+-- single precision and rounds down.
+local function points(count)
+    return 4 * math.floor(single(single(single(single(1 / count) * 160) / 4 * count) + 1e-10))
+end
+
 local function build(plan)
     local pools = {}
     for index, pool in ipairs(plan.pools) do
@@ -118,7 +128,7 @@ local function build(plan)
                 dist = ring(number - 1),
                 -- The ring of libmemcached's ketama_weighted with MD5: there 11211 is not part of a place, either.
                 omode = "twemproxy",
-                obuckets = 160,
+                obuckets = points(#backends),
                 hash = mcp.dist_ring_hash.hash,
             })
         end
