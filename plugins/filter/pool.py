@@ -30,9 +30,11 @@ def pool_members(
     :param leaving: names of hosts that are about to leave, as a list or separated by commas.
     :return: for each member, in the order of their names, ``host`` (inventory name), ``label`` (for DNS), ``address``
         (the first, which places it on a ring), ``addresses``, ``port`` and ``weight``.
-    :raises AnsibleFilterError: there is no such group, nobody would be left, a host's address isn't known, or two
-        members have the same.
+    :raises AnsibleFilterError: there is no port or no such group, nobody would be left, a host's address isn't known,
+        or two members have the same.
     """
+    if "port" not in pool:
+        raise AnsibleFilterError(f"the pool {pool['name']} has no port: give it one in pools")
     hosts = _hosts(pool, groups, _names(leaving))
     labels = _labels(hosts)
     members: list[dict[str, Any]] = [

@@ -91,6 +91,11 @@ def test_the_last_member_stays(leaving):
         members(hosts, leaving=leaving)
 
 
+def test_a_pool_has_a_port():
+    with pytest.raises(AnsibleFilterError, match=r"the pool mx has no port: give it one in pools"):
+        pool_members({"name": "mx", "group": "mail"}, GROUPS, {})
+
+
 def test_a_pool_may_be_empty_from_the_beginning():
     assert members({}) == []
 
