@@ -38,17 +38,17 @@ PINGS = """
     - {name: a module that does nothing, ansible.builtin.ping: }
     - {name: the same again, ansible.builtin.ping: }
 """
-# Add a member, wait until DNS and the proxy that learns by DNS know it; then remove it.
+# Add a member, for which the name server's own host stands in, or remove it, and wait until DNS knows.
 CHANGE = """
 import socket, subprocess, sys, time
 server, key, pool = sys.argv[1:]
 def update(verb):
-    record = f"update {verb} {pool}. 5 A 192.0.2.1\\nupdate {verb} added.{pool}. 5 A 192.0.2.1\\n" \\
+    record = f"update {verb} {pool}. 5 A {server}\\nupdate {verb} added.{pool}. 5 A {server}\\n" \\
         f"update {verb} _memcached._tcp.{pool}. 5 SRV 0 10 11211 added.{pool}.\\n"
     subprocess.run(["nsupdate", "-k", key], input=f"server 127.0.0.1\\n{record}send\\n", text=True, check=True)
 def seen():
     done = subprocess.run(["dig", "+short", "@" + server, pool], capture_output=True, text=True, check=True)
-    return "192.0.2.1" in done.stdout.split()
+    return server in done.stdout.split()
 start = time.time()
 update(sys.stdin.readline().strip())
 done = time.time()
