@@ -40,7 +40,7 @@ PINGS = """
 """
 # Add a member, for which the name server's own host stands in, or remove it, and wait until DNS knows.
 CHANGE = """
-import socket, subprocess, sys, time
+import subprocess, sys, time
 server, key, pool = sys.argv[1:]
 def update(verb):
     record = f"update {verb} {pool}. 5 A {server}\\nupdate {verb} added.{pool}. 5 A {server}\\n" \\
