@@ -187,13 +187,10 @@ def loads() -> dict[str, dict[str, float]]:
     source = "/opt/tenfold/memcached-proxy/current/bin/memcached"
     package = "/usr/bin/memcached"
     lua = "/etc/memcached-proxy/proxy.lua"
-    pools = Path(os.environ["TENFOLD_CACHE"]) / "bench-pools.lua"
     # The configuration that the hosts have, for a pool of one node.
     text = inside("client-1", "cat", "/etc/memcached-proxy/pools.lua")
-    pools.write_text(
-        re.sub(r"members = \{\n.*?\n    \}", 'members = { { "127.0.0.1", 11301 } }', text, flags=re.DOTALL)
-    )
-    subprocess.run(["docker", "cp", "-q", pools, f"{container('client-2')}:/run/bench-pools.lua"], check=True)
+    text = re.sub(r"members = \{\n.*?\n    \}", 'members = { { "127.0.0.1", 11301 } }', text, flags=re.DOTALL)
+    inside("client-2", "sh", "-c", "cat > /run/bench-pools.lua", given=text)
     daemons = {
         "package": (11300, [package, "-t", "1"]),
         "source": (11301, [source, "-t", "1"]),
