@@ -123,6 +123,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tenfold.stack.plugins.module_utils.config_file import FILES_ARGUMENT, ConfigError, File
+from ansible_collections.tenfold.stack.plugins.module_utils.systemd import properties_of
 
 UNIT_FOLDERS = ("/etc/systemd/", "/run/systemd/", "/usr/lib/systemd/", "/usr/local/lib/systemd/")
 
@@ -164,10 +165,8 @@ def differing_units(module: AnsibleModule) -> dict[str, list[str]]:
     units = module.params["units"]
     if not units:
         return verbs
-    names = [unit["name"] for unit in units]
-    blocks = systemctl(module, "show", "--property=ActiveState,UnitFileState", "--", *names).strip().split("\n\n")
-    for unit, block in zip(units, blocks):
-        state = dict(line.split("=", 1) for line in block.splitlines())
+    states = properties_of(module, [unit["name"] for unit in units], "ActiveState,UnitFileState")
+    for unit, state in zip(units, states):
         # A unit without an [Install] section is "static" and can be neither.
         enabled = {"enabled": True, "static": unit["enabled"]}.get(state["UnitFileState"], False)
         if enabled != unit["enabled"]:
@@ -177,19 +176,18 @@ def differing_units(module: AnsibleModule) -> dict[str, list[str]]:
     return verbs
 
 
-def systemctl(module: AnsibleModule, *arguments: str) -> str:
-    """Run systemctl and give what it said.
+def systemctl(module: AnsibleModule, verb: str, *units: str) -> None:
+    """Run systemctl.
 
     :raises ConfigError: it failed; the message has the end of the units' journal.
     """
-    command = ["systemctl", *arguments]
-    code, out, err = module.run_command(command)
+    command = ["systemctl", verb, *units]
+    code, _out, err = module.run_command(command)
     if code != 0:
         _code, journal, _err = module.run_command(
-            ["journalctl", "--no-pager", "--output=cat", "--lines=20", *(f"--unit={unit}" for unit in arguments[1:])]
+            ["journalctl", "--no-pager", "--output=cat", "--lines=20", *(f"--unit={unit}" for unit in units)]
         )
         raise ConfigError(f"`{' '.join(command)}` ended with status {code}: {err.strip()}\n{journal.strip()}")
-    return out
 
 
 def use(module: AnsibleModule, units_by_verb: dict[str, list[str]], *verbs: str) -> None:

@@ -189,6 +189,7 @@ from ansible_collections.tenfold.stack.plugins.module_utils.config_file import (
     name_of,
 )
 from ansible_collections.tenfold.stack.plugins.module_utils.source_release import CURRENT, current_release
+from ansible_collections.tenfold.stack.plugins.module_utils.systemd import properties_of
 
 UNITS = "/etc/systemd/system"
 TCP_LISTEN = "0A"
@@ -298,12 +299,8 @@ def instance_states(module: AnsibleModule) -> dict[str, dict[str, Any]]:
     service = module.params["service"]
     template = os.path.join(UNITS, f"{service}@.service")
     units = [f"{service}@{instance['name']}.service" for instance in wanted]
-    _code, out, _err = module.run_command(
-        ["systemctl", "show", f"--property={PROPERTIES}", "--", *units], check_rc=True
-    )
     states = {}
-    for instance, block in zip(wanted, out.strip().split("\n\n")):
-        unit = dict(line.split("=", 1) for line in block.splitlines())
+    for instance, unit in zip(wanted, properties_of(module, units, PROPERTIES)):
         pid = int(unit["MainPID"])
         # Files carry wall time, systemd gives monotonic time: bring the latter to the former.
         boot = time.time() - time.monotonic()
