@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = 80  # lines of the log of a scenario that failed
+SHOWN = 80  # lines of the log of a scenario that failed, and at most as many that name a failure
+TELLING = re.compile(r"E  |FAILED |ERROR |fatal: |\[ERROR\]")
 ANSI = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\]8;[^\x07\x1b]*(\x07|\x1b\\))")  # colours and links
 
 
@@ -22,6 +23,14 @@ def running(scenario: str) -> bool:
     """Whether test hosts of a scenario exist."""
     command = ["docker", "ps", "--all", "--quiet", "--filter", f"label=tenfold.scenario={scenario}"]
     return subprocess.run(command, check=True, capture_output=True).stdout != b""
+
+
+def excerpt(log: str) -> list[str]:
+    """Give what tells why a scenario failed: the end before its hosts were removed, and each line that names a failure."""
+    lines = ANSI.sub("", log).splitlines()
+    removal = [number for number, line in enumerate(lines) if line.endswith("destroy: Executing")]
+    before = lines[: removal[-1]] if len(removal) > 1 else lines  # the first removes what an earlier run left
+    return [*before[-SHOWN:], "Failures named in the log:", *list(filter(TELLING.match, before))[-SHOWN:]]
 
 
 @pytest.mark.skipif(
@@ -39,5 +48,5 @@ def test_scenario(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
         command = [str(Path(sys.executable).with_name("molecule")), "test", "--scenario-name", scenario]
         status = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     if status != 0:
-        lines = ANSI.sub("", log.read_text(errors="replace")).splitlines()
-        pytest.fail("\n".join([*lines[-SHOWN:], f"{log}: molecule ended with status {status}"]), pytrace=False)
+        lines = excerpt(log.read_text(errors="replace"))
+        pytest.fail("\n".join([*lines, f"{log}: molecule ended with status {status}"]), pytrace=False)
