@@ -55,7 +55,7 @@ final class PoolClient
         private readonly string $pool,
         private readonly string $service = 'memcached',
         private readonly int $port = 11211,
-        private readonly float $patience = 3.0,
+        private readonly float $patience = 5.0,
         bool $persistent = false,
     ) {
         $this->memcached = new \Memcached($persistent ? $pool : null);
@@ -65,7 +65,7 @@ final class PoolClient
                 \Memcached::OPT_TCP_NODELAY => true,
                 \Memcached::OPT_CONNECT_TIMEOUT => 1000,
                 \Memcached::OPT_POLL_TIMEOUT => 1000,
-                \Memcached::OPT_RETRY_TIMEOUT => 1,
+                \Memcached::OPT_RETRY_TIMEOUT => 1, // in whole seconds, so that a node is found back up to two seconds late
             ]);
         }
         $this->renew();

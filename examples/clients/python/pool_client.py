@@ -124,7 +124,7 @@ class PoolClient(HashClient):
         *,
         service: str = "memcached",
         port: int = DEFAULT_PORT,
-        patience: float = 3.0,
+        patience: float = 5.0,
         resolver: dns.resolver.Resolver | None = None,
         **options: Any,
     ) -> None:
