@@ -33,8 +33,7 @@ def pool_members(
     :raises AnsibleFilterError: there is no port or no such group, nobody would be left, a host's address isn't known,
         or two members have the same.
     """
-    if "port" not in pool:
-        raise AnsibleFilterError(f"the pool {pool['name']} has no port: give it one in pools")
+    port = _port(pool)
     hosts = _hosts(pool, groups, _names(leaving))
     labels = _labels(hosts)
     members: list[dict[str, Any]] = [
@@ -43,7 +42,7 @@ def pool_members(
             "label": labels[host],
             "address": addresses[0],
             "addresses": addresses,
-            "port": int(pool["port"]),
+            "port": port,
             "weight": int(hostvars[host].get("pool_weight", DEFAULT_WEIGHT)),
         }
         for host in hosts
@@ -79,6 +78,74 @@ def pool_hosts(
             f"are {', '.join(sorted({pool['group'] for pool in present}))}"
         )
     return sorted({host for pool in present for host in _hosts(pool, groups, names)})
+
+
+def pool_answers(
+    pool: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    leaving: Iterable[str] | str = (),
+) -> list[dict[str, Any]]:
+    """Give what a pool's name answers with.
+
+    :param pool: an element of ``pools``.
+    :param groups: ``groups`` of the inventory.
+    :param hostvars: ``hostvars``.
+    :param leaving: names of hosts that are about to leave, as a list or separated by commas.
+    :return: the virtual addresses of the pool, or the hosts of its balancers where it has none, or else its members;
+        each with ``label``, ``addresses``, ``port`` and ``weight``, as :func:`pool_members` gives them.
+    :raises AnsibleFilterError: as :func:`pool_members`, also for the balancers.
+    """
+    if not _is_balanced(pool):
+        return pool_members(pool, groups, hostvars, leaving)
+    _hosts(pool, groups, _names(leaving))  # a balancer without members is of no use, either
+    if not (addresses := pool["vip"].get("addresses")):
+        return pool_members({**pool, "group": _balancers(pool)}, groups, hostvars, leaving)
+    return [
+        {
+            "label": f"vip-{number}",
+            "addresses": [str(address)],
+            "port": _port(pool),
+            "weight": DEFAULT_WEIGHT,
+        }
+        for number, address in enumerate(addresses, 1)
+    ]
+
+
+def pool_vip_hosts(pools: Iterable[Mapping[str, Any]], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Give the hosts that run a balancer in front of any of the pools.
+
+    :param pools: the variable ``pools``.
+    :param groups: ``groups`` of the inventory.
+    :return: their names, sorted.
+    :raises AnsibleFilterError: a pool does not tell the group of its balancers, or there is no such group.
+    """
+    return sorted(
+        {
+            host
+            for pool in pools
+            if pool.get("state") != "absent" and _is_balanced(pool)
+            for host in _hosts({"name": pool["name"], "group": _balancers(pool)}, groups, set())
+        }
+    )
+
+
+def _is_balanced(pool: Mapping[str, Any]) -> bool:
+    return bool(pool.get("vip")) and pool["vip"].get("kind") != "dns"
+
+
+def _balancers(pool: Mapping[str, Any]) -> str:
+    if "group" not in pool["vip"]:
+        raise AnsibleFilterError(
+            f"the pool {pool['name']} does not tell which hosts run its balancer: give its vip a group in pools"
+        )
+    return str(pool["vip"]["group"])
+
+
+def _port(pool: Mapping[str, Any]) -> int:
+    if "port" not in pool:
+        raise AnsibleFilterError(f"the pool {pool['name']} has no port: give it one in pools")
+    return int(pool["port"])
 
 
 def _names(names: Iterable[str] | str) -> set[str]:
@@ -127,4 +194,9 @@ class FilterModule:
     """Filters over pools."""
 
     def filters(self) -> dict[str, Any]:
-        return {"pool_members": pool_members, "pool_hosts": pool_hosts}
+        return {
+            "pool_answers": pool_answers,
+            "pool_hosts": pool_hosts,
+            "pool_members": pool_members,
+            "pool_vip_hosts": pool_vip_hosts,
+        }

@@ -10,6 +10,8 @@ from ansible_collections.tenfold.stack.plugins.filter.pool import FilterModule
 FILTERS = FilterModule().filters()
 pool_members = FILTERS["pool_members"]
 pool_hosts = FILTERS["pool_hosts"]
+pool_answers = FILTERS["pool_answers"]
+pool_vip_hosts = FILTERS["pool_vip_hosts"]
 POOL = {"name": "cache.example.net", "group": "memcached", "port": "11211"}
 
 
@@ -122,3 +124,58 @@ def test_who_leaves_has_to_be_there():
 def test_one_pool_must_not_lose_all_while_another_has_some():
     with pytest.raises(AnsibleFilterError, match=r"nobody would be left in the pool mx.example.net"):
         pool_hosts(POOLS, GROUPS, leaving=["a", "m"])
+
+
+MAIL = {"name": "mx.example.net", "group": "mail", "port": "25", "service": "smtp"}
+MAIL_GROUPS = {"mail": ["mx-2", "mx-1"], "front": ["lb-2", "lb-1"], "memcached": ["lb-3"]}
+MAIL_HOSTS = {
+    name: host(f"192.0.2.{number}") for number, name in enumerate(("mx-1", "mx-2", "lb-1", "lb-2", "lb-3"), 1)
+}
+
+
+def answers(vip=None, leaving=()):
+    pool = {**MAIL, "vip": vip} if vip is not None else MAIL
+    found = pool_answers(pool, MAIL_GROUPS, MAIL_HOSTS, leaving)
+    return [(answer["label"], answer["addresses"], answer["port"], answer["weight"]) for answer in found]
+
+
+@pytest.mark.parametrize("vip", [None, {}, {"kind": "dns"}, {"kind": "dns", "group": "front"}])
+def test_without_a_balancer_the_members_answer(vip):
+    assert answers(vip) == [("mx-1", ["192.0.2.1"], 25, 10), ("mx-2", ["192.0.2.2"], 25, 10)]
+    assert answers(vip, "mx-1") == [("mx-2", ["192.0.2.2"], 25, 10)]
+
+
+@pytest.mark.parametrize("kind", ["haproxy", "nginx"])
+def test_with_a_balancer_its_hosts_answer(kind):
+    vip = {"kind": kind, "group": "front"}
+    assert answers(vip, "mx-1") == [("lb-1", ["192.0.2.3"], 25, 10), ("lb-2", ["192.0.2.4"], 25, 10)]
+
+
+def test_virtual_addresses_answer():
+    vip = {"kind": "haproxy", "group": "front", "addresses": ["192.0.2.250", "2001:db8::1"]}
+    assert answers(vip) == [("vip-1", ["192.0.2.250"], 25, 10), ("vip-2", ["2001:db8::1"], 25, 10)]
+
+
+def test_a_balancer_without_members_is_of_no_use():
+    vip = {"kind": "haproxy", "group": "front", "addresses": ["192.0.2.250"]}
+    with pytest.raises(AnsibleFilterError, match=r"nobody would be left in the pool mx.example.net"):
+        answers(vip, "mx-1,mx-2")
+
+
+def test_hosts_of_all_balancers():
+    pools = [
+        POOL,
+        {**MAIL, "vip": {"kind": "haproxy", "group": "front"}},
+        {**MAIL, "vip": {"kind": "nginx", "group": "memcached"}},
+        {**MAIL, "vip": {"kind": "dns", "group": "mail"}},
+        {**MAIL, "state": "absent", "vip": {"kind": "nginx", "group": "gone"}},
+    ]
+    assert pool_vip_hosts(pools, MAIL_GROUPS) == ["lb-1", "lb-2", "lb-3"]
+    assert pool_vip_hosts([POOL, MAIL], MAIL_GROUPS) == []
+
+
+def test_a_balancer_runs_somewhere():
+    with pytest.raises(AnsibleFilterError, match=r"mx.example.net does not tell .* give its vip a group in pools"):
+        pool_vip_hosts([{**MAIL, "vip": {"kind": "haproxy"}}], MAIL_GROUPS)
+    with pytest.raises(AnsibleFilterError, match=r"the group nobody, which the inventory does not have"):
+        pool_vip_hosts([{**MAIL, "vip": {"kind": "haproxy", "group": "nobody"}}], MAIL_GROUPS)
