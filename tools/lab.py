@@ -189,6 +189,7 @@ def bench() -> None:
     env = prepare(Timings())
     run(VENV / "bin/python", "tests/bench/build_once.py", "--literal", env=env)
     run(VENV / "bin/python", "tests/bench/pool.py", env=env)
+    run(VENV / "bin/python", "tests/bench/mail.py", env=env)
 
 
 def make_daemons() -> str:
