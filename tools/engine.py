@@ -22,6 +22,9 @@ from pathlib import Path
 PACKAGES = ("docker.io", "iptables", "ca-certificates")
 START_TIMEOUT = 60  # seconds until a freshly started engine has to answer
 STOP_TIMEOUT = 60
+# systemd in a container takes about five of these. Linux gives root 128: not enough for two scenarios at once.
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+INSTANCES = 512
 
 
 class EngineError(RuntimeError):
@@ -95,6 +98,7 @@ def down(state: Path) -> str:
             raise EngineError(f"dockerd (pid {pid}) did not end within {STOP_TIMEOUT} s after TERM")
         time.sleep(0.2)
     pidfile.unlink()
+    _restore_inotify(state)
     return "ended the engine that was started from here"
 
 
@@ -120,6 +124,7 @@ def _start_daemon(state: Path) -> str:
             f"dockerd runs (pid {running[0]}) but does not answer: look at its log, or end it, "
             "then try again; a second one is not started beside it"
         )
+    _raise_inotify(state)
     log = state / "dockerd.log"
     with log.open("ab") as out:
         daemon = subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
@@ -133,6 +138,23 @@ def _start_daemon(state: Path) -> str:
             raise EngineError(f"dockerd did not start; the end of {log}:\n{tail}")
         time.sleep(0.2)
     return f"started (pid {daemon.pid}, log {log})"
+
+
+def _raise_inotify(state: Path) -> None:
+    before = INOTIFY.read_text()
+    if int(before) < INSTANCES:
+        (state / "inotify").write_text(before)
+        try:
+            INOTIFY.write_text(f"{INSTANCES}\n")
+        except OSError:  # not ours to change, in a container; scenarios run one at a time then
+            (state / "inotify").unlink()
+
+
+def _restore_inotify(state: Path) -> None:
+    kept = state / "inotify"
+    if kept.exists():
+        INOTIFY.write_text(kept.read_text())
+        kept.unlink()
 
 
 def _pids() -> Iterator[int]:

@@ -19,6 +19,46 @@ description:
     together, and for fleets, where each task costs a call to every host.
   - Contents usually come from P(ansible.builtin.template#lookup).
 options:
+  derived:
+    description:
+      - Files that a command makes from files of O(files), such as tables that a daemon looks up.
+      - The command is run in the scratch folder when the source differs or the derived file is missing, before the
+        commands of O(validate). What it made is moved into place together with the files.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where the derived file goes.
+        type: path
+        required: true
+      source:
+        description: The C(path) of the file in O(files) that it is made from.
+        type: path
+        required: true
+      command:
+        description:
+          - The program and its arguments. V({root}) stands for the scratch folder, below which it makes the file.
+          - Whatever it prints to its standard error is taken as a refusal.
+        type: list
+        elements: str
+        required: true
+      advice:
+        description: What to change when the command refuses the source. It begins the error message.
+        type: str
+        default: the new configuration was refused
+      owner:
+        description: Name of the owning user.
+        type: str
+        default: root
+      group:
+        description: Name of the owning group.
+        type: str
+        default: root
+      mode:
+        description: Permissions, in octal digits.
+        type: str
+        default: "0644"
   absent:
     description: Files that must not be there.
     type: list
@@ -40,6 +80,10 @@ options:
         type: list
         elements: int
         default: [0]
+      quiet:
+        description: Whether anything that the command prints to its standard error means that the files are bad, too.
+        type: bool
+        default: false
       advice:
         description: What to change when the command is not satisfied. It begins the error message.
         type: str
@@ -91,6 +135,16 @@ EXAMPLES = r"""
     validate:
       - command: [postfix, -c, "{root}/etc/postfix", check]
         advice: change postfix_main or postfix_master
+
+- name: Write a table of Postfix, and what Postfix looks up in it
+  tenfold.stack.config_files:
+    files:
+      - path: /etc/postfix/transport
+        content: "example.net smtp:[mail.example.net]\n"
+    derived:
+      - path: /etc/postfix/transport.lmdb
+        source: /etc/postfix/transport
+        command: [postmap, "lmdb:{root}/etc/postfix/transport"]
 
 - name: Write a unit and start it
   tenfold.stack.config_files:
@@ -145,18 +199,37 @@ def diff_of(path: str, before: dict[str, Any] | None, after: dict[str, Any] | No
     }
 
 
-def check(module: AnsibleModule, root: str) -> None:
-    """Run the commands that check the files in the scratch folder.
+def run(module: AnsibleModule, root: str, step: dict[str, Any]) -> None:
+    """Run a command on the files in the scratch folder.
 
-    :raises ConfigError: one of them is not satisfied.
+    :param step: an element of ``validate``.
+    :raises ConfigError: it is not satisfied.
     """
-    for validate in module.params["validate"]:
-        command = [part.replace("{root}", root) for part in validate["command"]]
-        code, out, err = module.run_command(command, expand_user_and_vars=False)
-        if code not in validate["satisfied_by"]:
-            told = "\n".join(part.strip() for part in (err, out) if part.strip())
-            message = f"{validate['advice']}. `{' '.join(command)}` ended with status {code}: {told}"
-            raise ConfigError(message.replace(root, ""))
+    command = [part.replace("{root}", root) for part in step["command"]]
+    code, out, err = module.run_command(command, expand_user_and_vars=False)
+    if code not in step["satisfied_by"] or (step["quiet"] and err.strip()):
+        told = "\n".join(
+            part.strip() for part in (err, out if code not in step["satisfied_by"] else "") if part.strip()
+        )
+        message = f"{step['advice']}. `{' '.join(command)}` ended with status {code}: {told}"
+        raise ConfigError(message.replace(root, ""))
+
+
+def derive(module: AnsibleModule, root: str, steps: list[dict[str, Any]]) -> list[File]:
+    """Make derived files in the scratch folder, and give them.
+
+    :raises ConfigError: a command refuses its source or makes no file.
+    """
+    files = []
+    for step in steps:
+        run(module, root, {**step, "satisfied_by": [0], "quiet": True})
+        try:
+            with open(root + step["path"], "rb") as made:
+                content = made.read().decode(errors="surrogateescape")
+        except FileNotFoundError:
+            raise ConfigError(f"`{' '.join(step['command'])}` did not make {step['path']}: correct derived") from None
+        files.append(File({**step, "content": content}))
+    return files
 
 
 def differing_units(module: AnsibleModule) -> dict[str, list[str]]:
@@ -206,28 +279,41 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
     for path in gone:
         if os.path.isdir(path) and not os.path.islink(path):
             raise ConfigError(f"{path} is to be absent but is a folder: remove it yourself")
+    sources = {file.path for file in files}
+    for step in module.params["derived"]:
+        if step["source"] not in sources:
+            raise ConfigError(f"{step['path']} is derived from {step['source']}, which is not among the files: add it")
+    outdated = {file.path for file, _before in differing}
+    steps = [
+        step for step in module.params["derived"] if step["source"] in outdated or not os.path.exists(step["path"])
+    ]
     verbs = differing_units(module)
     changed_units = sorted({unit for units in verbs.values() for unit in units})
-    changed_files = [file.path for file, _before in differing] + gone
+    changed_files = [file.path for file, _before in differing] + [step["path"] for step in steps] + gone
     result = {
         "changed": bool(changed_files or changed_units),
         "changed_files": changed_files,
         "changed_units": changed_units,
         "diff": [diff_of(file.path, before, file.after()) for file, before in differing]
+        + [{"prepared": f"{step['path']} is made from {step['source']}\n"} for step in steps]
         + [{"before": "", "after": "", "before_header": path, "after_header": "/dev/null"} for path in gone],
     }
-    if differing and module.params["validate"]:
+    derived: list[File] = []
+    if steps or (differing and module.params["validate"]):
         root = tempfile.mkdtemp(prefix="config-", dir=module.tmpdir)
         try:
             # All of them, also the unchanged ones: a check of the whole needs the whole.
             for file in files:
                 file.write_below(root)
-            check(module, root)
+            derived = derive(module, root, steps)
+            for step in module.params["validate"]:
+                run(module, root, step)
         finally:
             shutil.rmtree(root, ignore_errors=True)
     if not module.check_mode:
         use(module, verbs, "disable", "stop")  # while systemd knows their files
-        replace(module, [file for file, _before in differing])
+        # The derived ones first: after an interruption their sources still differ.
+        replace(module, derived + [file for file, _before in differing])
         for path in gone:
             os.unlink(path)
         if any(path.startswith(UNIT_FOLDERS) for path in changed_files) and not verbs["enable"]:
@@ -255,6 +341,20 @@ def main() -> None:
         argument_spec={
             **FILES_ARGUMENT,
             "absent": {"type": "list", "elements": "path", "default": []},
+            "derived": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "source": {"type": "path", "required": True},
+                    "command": {"type": "list", "elements": "str", "required": True},
+                    "advice": {"type": "str", "default": "the new configuration was refused"},
+                    "owner": {"type": "str", "default": "root"},
+                    "group": {"type": "str", "default": "root"},
+                    "mode": {"type": "str", "default": "0644"},
+                },
+            },
             "validate": {
                 "type": "list",
                 "elements": "dict",
@@ -262,6 +362,7 @@ def main() -> None:
                 "options": {
                     "command": {"type": "list", "elements": "str", "required": True},
                     "satisfied_by": {"type": "list", "elements": "int", "default": [0]},
+                    "quiet": {"type": "bool", "default": False},
                     "advice": {"type": "str", "default": "the new configuration was refused"},
                 },
             },

@@ -54,12 +54,17 @@ def validate(calls):
 def write(run_module, etc, scratch):
     """A function that runs the module with contents by file name. No temporary files are left."""
 
-    def write(files, check=False, absent=(), validate=(), **properties):
+    def write(files, check=False, absent=(), validate=(), derived=(), **properties):
         wanted = [
             {"path": str(etc / name), "content": content, "owner": OWNER, "group": GROUP, **properties}
             for name, content in files.items()
         ]
-        options = {"files": wanted, "absent": list(map(str, absent)), "validate": list(validate)}
+        options = {
+            "files": wanted,
+            "absent": list(map(str, absent)),
+            "validate": list(validate),
+            "derived": list(derived),
+        }
         result = run_module(config_files, {**options, "_ansible_tmpdir": str(scratch)}, check=check, diff=True)
         assert list(scratch.iterdir()) == []
         assert list(etc.rglob(".*")) == []
@@ -252,6 +257,94 @@ def test_check_mode_checks_but_writes_nothing(write, etc, validate, calls):
     assert (result["changed"], result["changed_files"]) == (True, [f"{etc}/deep/a", f"{etc}/old"])
     assert (calls.read_text(), contents(etc), (etc / "deep").exists()) == ("called\n", {"old": "old"}, False)
     assert "refused" in write({"a": "one"}, check=True, validate=validate("false"))["msg"]
+
+
+def test_a_check_may_have_to_be_quiet(write, etc, validate):
+    warning = "echo $root/b: unknown option >&2; echo hint"
+    assert write({"a": "one"}, validate=validate(warning))["changed"] is True
+    result = write({"a": "new"}, validate=validate(warning, quiet=True, advice="change greet_options"))
+    assert result["msg"].startswith("change greet_options. `sh -c ")
+    assert result["msg"].endswith("ended with status 0: /b: unknown option")
+    assert contents(etc) == {"a": "one"}
+    assert write({"a": "new"}, validate=validate("echo hint", quiet=True))["changed"] is True
+
+
+# Derived files
+
+
+@pytest.fixture
+def derive(etc):
+    """A function that gives an element of the option derived: `a.upper` is `a` in capitals."""
+
+    def derive(script="", **options):
+        make = f"{script} tr a-z A-Z < {{root}}{etc}/a > {{root}}{etc}/a.upper"
+        own = {"owner": OWNER, "group": GROUP}
+        return [{"path": f"{etc}/a.upper", "source": f"{etc}/a", "command": ["sh", "-c", make], **own, **options}]
+
+    return derive
+
+
+def test_a_derived_file_is_made_with_its_source(write, etc, derive, validate):
+    seen = validate(f"test $(cat $root{etc}/a.upper) = ONE")
+    result = write({"a": "one", "b": "two"}, derived=derive(mode="0640"), validate=seen)
+    assert result["changed_files"] == [f"{etc}/a", f"{etc}/b", f"{etc}/a.upper"]
+    assert contents(etc) == {"a": "one", "b": "two", "a.upper": "ONE"}
+    assert mode_of(etc / "a.upper") == "0o640"
+    assert {"prepared": f"{etc}/a.upper is made from {etc}/a\n"} in result["diff"]
+
+
+def test_a_derived_file_holds_any_bytes(write, etc, derive):
+    binary = derive(f"printf '\\377\\000\\303' > {{root}}{etc}/a.upper; exit 0;")
+    write({"a": "one"}, derived=binary)
+    assert (etc / "a.upper").read_bytes() == b"\xff\x00\xc3"
+
+
+def test_a_derived_file_is_only_made_when_its_source_differs_or_it_is_missing(write, etc, derive):
+    write({"a": "one", "b": "two"}, derived=derive())
+    before = unchanged(etc / "a.upper")
+    assert write({"a": "one", "b": "two"}, derived=derive("exit 1;"))["changed"] is False
+    assert write({"a": "one", "b": "new"}, derived=derive("exit 1;"))["changed_files"] == [f"{etc}/b"]
+    assert unchanged(etc / "a.upper") == before
+    (etc / "a.upper").unlink()
+    assert write({"a": "one", "b": "new"}, derived=derive())["changed_files"] == [f"{etc}/a.upper"]
+    assert (etc / "a.upper").read_text() == "ONE"
+
+
+@pytest.mark.parametrize("script", ["echo bad line >&2; exit 3;", "echo bad line >&2;"])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_source_that_is_refused_leaves_all_as_it_was(write, etc, derive, script, check):
+    write({"a": "one", "b": "two"}, derived=derive())
+    result = write({"a": "new", "b": "new"}, derived=derive(script, advice="change greet_table"), check=check)
+    assert result["msg"].startswith("change greet_table. `sh -c")
+    assert result["msg"].endswith("bad line")
+    assert contents(etc) == {"a": "one", "b": "two", "a.upper": "ONE"}
+
+
+def test_check_mode_tells_of_derived_files_and_leaves_them(write, etc, derive):
+    assert write({"a": "one"}, derived=derive(), check=True)["changed_files"] == [f"{etc}/a", f"{etc}/a.upper"]
+    assert contents(etc) == {}
+
+
+def test_an_interruption_between_a_file_and_its_source_is_found_by_the_next_run(write, etc, derive, monkeypatch):
+    write({"a": "one"}, derived=derive())
+    move = config_files.os.replace
+
+    def interrupt(scratch, path):
+        if path == f"{etc}/a":
+            raise OSError("the host went away")
+        move(scratch, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(config_files.os, "replace", interrupt)
+        assert "went away" in write({"a": "new"}, derived=derive())["msg"]
+    assert write({"a": "new"}, derived=derive())["changed_files"] == [f"{etc}/a", f"{etc}/a.upper"]
+    assert contents(etc) == {"a": "new", "a.upper": "NEW"}
+
+
+def test_a_derived_file_needs_its_source_and_its_command_to_make_it(write, etc, derive):
+    assert "which is not among the files: add it" in write({"b": "two"}, derived=derive())["msg"]
+    assert f"did not make {etc}/a.upper" in write({"a": "one"}, derived=derive("exit 0;"))["msg"]
+    assert contents(etc) == {}
 
 
 # Telling
