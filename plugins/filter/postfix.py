@@ -283,7 +283,7 @@ def postfix_problems(instances: Sequence[Instance], host: Mapping[str, Any]) -> 
     for one, other in combinations(instances, 2):
         if one["label"] == other["label"]:
             problems.append(f"Two elements of postfix_instances are called {one['label']}: rename one.")
-        for port in sorted({port for port, _ in _ports(one)} & {port for port, _ in _ports(other)}):
+        for port in sorted({port for port, _of in _ports(one)} & {port for port, _of in _ports(other)}):
             shared = set(one["listen"]) & set(other["listen"])
             if shared or "all" in one["listen"] + other["listen"]:
                 problems.append(
