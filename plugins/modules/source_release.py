@@ -171,8 +171,8 @@ def unpack(release: Release) -> None:
             # Older Pythons, such as that of Debian 12, have no filter.
             if any(os.path.isabs(name) or ".." in name.split("/") for name in archive.getnames()):
                 raise ReleaseError(
-                    f"the artifact {release['artifact']} has files that would lie outside of its folder: remove it from "
-                    "source_build_cache so that it is built anew"
+                    f"the artifact {release['artifact']} has files that would lie outside of its folder: remove it "
+                    "from source_build_cache so that it is built anew"
                 )
             if hasattr(tarfile, "data_filter"):
                 archive.extraction_filter = tarfile.data_filter
