@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("TENFOLD_CACHE", ROOT / ".cache"))
 VENV = CACHE / "venv"
 STAND_IN = "el-stand-in"
-DAEMONS = ("memcached", "bind9", "php-cli", "php-memcached")
+# Programs that unit tests talk to or compare with.
+DAEMONS = ("memcached", "bind9", "php-cli", "php-memcached", "pflogsumm", "chromium")
 
 # Images with systemd that a person can name: `make test EL=alma9`. Any other reference is taken as
 # it is. Debian has no well-kept image with systemd, so the lab builds its own from Debian's packages.
@@ -194,7 +195,7 @@ def bench() -> None:
 
 def make_daemons() -> str:
     """Install the distribution's programs that the unit tests talk to."""
-    if all(map(shutil.which, ("memcached", "named", "php"))):
+    if all(map(shutil.which, ("memcached", "named", "php", "pflogsumm", "chromium"))):
         return "there already"
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return f"not there: the tests that need them will be skipped; install {', '.join(DAEMONS)} to run them"

@@ -27,7 +27,7 @@ NODES = [f"cache-{number:02}" for number in range(1, 11)]
 KEYS = [f"placed:{number}" for number in range(20_000)]
 NEW = "1.6.38"  # the nodes begin with 1.6.18
 MOST_UNEVEN = 1.3  # times the mean: a node has 160 points on the ring, which spreads by some percent
-RATE = int(os.environ.get("TENFOLD_RATE", "1000"))  # operations a second of each; more would slow the plays down
+RATE = int(os.environ.get("TENFOLD_RATE", "400"))  # operations a second of each; more would slow the plays down
 PROXY_NOTICES = 12.0  # seconds until the proxy that learns by DNS has taken a change over
 CLIENTS = {
     "python directly": ("client-1", "python3 /srv/load/load.py --direct {pool} --dns {dns}"),

@@ -37,7 +37,7 @@ def work(address: str) -> None:
             members[member] = members.get(member, 0) + 1
         except (OSError, smtplib.SMTPException) as error:
             failures.append((time.time(), repr(error)))
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 signal.signal(signal.SIGTERM, lambda *_: ended.set())

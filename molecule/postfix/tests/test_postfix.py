@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import time
-from pathlib import Path
+from collections.abc import Generator
 from typing import Any
 
 import pytest
-import testinfra
 
-INVENTORY = os.environ["MOLECULE_INVENTORY_FILE"].rsplit("/", 1)[0]
-SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
 PASSWORD = "correct horse"
 
 # Sends a mail and prints each answer's code and text: arguments are a JSON object.
@@ -44,58 +39,18 @@ except Exception as e:
 
 
 @pytest.fixture(scope="module")
-def hosts():
-    """Give a function that gives a host by its name."""
-    return lambda name: testinfra.get_host(f"ansible://{name}", ansible_inventory=INVENTORY)
-
-
-@pytest.fixture(scope="module")
 def send(hosts):
     """Give a function that sends mail from a host, and gives what the server said."""
 
     def send(sender: str, host: str, to: str, **options: Any) -> str:
-        return hosts(sender).check_output("python3 -c %s %s", CLIENT, json.dumps({"host": host, "to": to, **options}))
+        return hosts[sender].check_output("python3 -c %s %s", CLIENT, json.dumps({"host": host, "to": to, **options}))
 
     return send
-
-
-def play(host: str, name: str = "converge.yml", **variables: Any) -> subprocess.CompletedProcess[str]:
-    """Run a playbook of the scenario on a host with other variables."""
-    command = ["ansible-playbook", f"--inventory={INVENTORY}", f"--limit={host}", str(SCENARIO / name)]
-    return subprocess.run(
-        [*command, f"--extra-vars={json.dumps(variables)}"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"ANSIBLE_FORCE_COLOR": "false", "ANSIBLE_NOCOLOR": "true"},
-    )
-
-
-def changes(done: subprocess.CompletedProcess[str]) -> int:
-    """Give how many tasks changed something, of a run that succeeded."""
-    assert done.returncode == 0, done.stdout + done.stderr
-    recap = done.stdout.rsplit("PLAY RECAP", 1)[1]
-    return int(recap.split("changed=")[1].split()[0])
-
-
-def told(done: subprocess.CompletedProcess[str]) -> str:
-    """Give what a run that failed said, as one line."""
-    assert done.returncode != 0, done.stdout
-    return " ".join((done.stdout + done.stderr).split())
 
 
 def queued(host, folder: str = "/var/spool/postfix") -> int:
     """Give how many mails wait."""
     return int(host.check_output(f"cd {folder} && find incoming active deferred hold maildrop -type f | wc -l"))
-
-
-def wait_for(condition, seconds: int = 30) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.5)
 
 
 def now(host) -> str:
@@ -110,20 +65,20 @@ def lines(host, since: str, *words: str) -> list[str]:
 # Mail on its way
 
 
-def test_what_a_primary_cannot_deliver_goes_to_the_fallback_at_once(hosts, send):
-    primary, fallback = hosts("mx-1"), hosts("fallback-1")
+def test_what_a_primary_cannot_deliver_goes_to_the_fallback_at_once(hosts, send, until):
+    primary, fallback = hosts["mx-1"], hosts["fallback-1"]
     since = now(fallback)
     assert send("relay-1", "mx-1", "one@bin.test") == "accepted"
-    wait_for(lambda: lines(fallback, since, "to=<one@bin.test>", "relay=none", "status=sent"))
+    until(lambda: lines(fallback, since, "to=<one@bin.test>", "relay=none", "status=sent"), 30)
     assert lines(primary, since, "postfix/smtp[", "to=<one@bin.test>", "relay=fallback-1", "status=sent")
     assert queued(primary) == 0
 
 
-def test_a_slow_domain_goes_straight_to_the_fallback_which_has_a_transport_for_it(hosts, send):
-    primary, fallback = hosts("mx-1"), hosts("fallback-1")
+def test_a_slow_domain_goes_straight_to_the_fallback_which_has_a_transport_for_it(hosts, send, until):
+    primary, fallback = hosts["mx-1"], hosts["fallback-1"]
     since = now(fallback)
     assert send("relay-1", "mx-1", "one@slow.test") == "accepted"
-    wait_for(lambda: lines(fallback, since, "postfix/slow/smtp[", "to=<one@slow.test>"))
+    until(lambda: lines(fallback, since, "postfix/slow/smtp[", "to=<one@slow.test>"), 30)
     assert lines(primary, since, "postfix/fallback/smtp[", "to=<one@slow.test>", "relay=fallback-1")
     assert not lines(primary, since, "postfix/smtp[", "slow.test")
     fallback.check_output("postsuper -d ALL")
@@ -138,11 +93,11 @@ def test_headers_are_checked(send):
     assert "not here" in send("relay-1", "mx-1", "one@bin.test", subject="something forbidden")
 
 
-def test_queue_ids_are_never_used_twice(hosts, send):
-    since = now(hosts("mx-1"))
+def test_queue_ids_are_never_used_twice(hosts, send, until):
+    since = now(hosts["mx-1"])
     send("relay-1", "mx-1", "id@bin.test")
-    wait_for(lambda: lines(hosts("mx-1"), since, "to=<id@bin.test>"))
-    queue_id = lines(hosts("mx-1"), since, "to=<id@bin.test>")[0].split(": ")[1]
+    until(lambda: lines(hosts["mx-1"], since, "to=<id@bin.test>"), 30)
+    queue_id = lines(hosts["mx-1"], since, "to=<id@bin.test>")[0].split(": ")[1]
     assert len(queue_id) > 12
 
 
@@ -150,10 +105,10 @@ def test_queue_ids_are_never_used_twice(hosts, send):
 
 
 def test_the_balancer_tells_the_address_of_the_client(hosts, send):
-    since = now(hosts("mx-1"))
+    since = now(hosts["mx-1"])
     assert "Relay access denied" in send("relay-1", "mx-1", "one@example.net", port=10025, proxy="203.0.113.9")
-    assert lines(hosts("mx-1"), since, "postfix/lb/smtpd[", "203.0.113.9")
-    subnet = hosts("relay-1").check_output("hostname -I").split()[0]
+    assert lines(hosts["mx-1"], since, "postfix/lb/smtpd[", "203.0.113.9")
+    subnet = hosts["relay-1"].check_output("hostname -I").split()[0]
     assert send("relay-1", "mx-1", "one@bin.test", port=10025, proxy=subnet) == "accepted"
 
 
@@ -163,7 +118,7 @@ def test_nobody_else_reaches_the_proxy_port(send, sender):
 
 
 def test_the_guard_survives_what_flushes_all_tables(hosts, send):
-    mx = hosts("mx-1")
+    mx = hosts["mx-1"]
     # A real flush would also take what the containers' engine keeps there for its name server.
     flush = "-/usr/sbin/nft delete table inet postfix_proxy_guard"
     stands_in = "\\n".join(f"{when}=\\n{when}={flush}" for when in ("ExecStart", "ExecReload", "ExecStop"))
@@ -187,7 +142,7 @@ def test_the_guard_survives_what_flushes_all_tables(hosts, send):
 
 
 def test_without_the_guard_postfix_does_not_start(hosts):
-    mx = hosts("mx-1")
+    mx = hosts["mx-1"]
     mx.check_output(
         "systemctl stop postfix; mv /etc/nftables/postfix_proxy_guard.nft /root; systemctl stop postfix-proxy-guard"
     )
@@ -199,134 +154,104 @@ def test_without_the_guard_postfix_does_not_start(hosts):
     assert mx.service("postfix").is_running
 
 
-# What is refused. All that the preflight refuses is in the unit tests of its filter.
+# Stories of the hosts. What `yield` gives is what became of a play with these variables. The hosts share the plays.
 
+Story = Generator[dict[str, Any], Any, None]
+PROCESSES = "systemctl show -P MainPID -P ActiveEnterTimestamp postfix postfix@-"
+STATE = (
+    f"{PROCESSES} && find /etc/postfix /etc/nftables /var/lib/tenfold -type f | sort | xargs sha256sum"
+    " && stat -c %y /etc/postfix/*.lmdb && ls -A /root/.ansible/tmp"
+)  # all that a refused change must leave as it is
 
-def state(host) -> dict[str, str]:
-    """Give all that a refused change must leave as it is."""
-    return {
-        "process": host.check_output("systemctl show -P MainPID -P ActiveEnterTimestamp postfix postfix@-"),
-        "files": host.check_output("find /etc/postfix /etc/nftables /var/lib/tenfold -type f | sort | xargs sha256sum"),
-        "times": host.check_output("stat -c %y /etc/postfix/*.lmdb"),
-        "litter": host.check_output("ls -A /root/.ansible/tmp"),
-    }
-
-
-REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "a parameter that there is not": (
-        {"postfix_main": {"smtp_conect_timeout": "3s"}},
-        ["change postfix_main", "unused parameter: smtp_conect_timeout"],
-    ),
-    "a time that is none": (
-        {"postfix_main": {"smtp_connect_timeout": "soon"}},
-        ["smtp_connect_timeout can't be 'soon'", "Change postfix_main"],
-    ),
-    "a pattern that is none": (
-        {"postfix_header_checks": [{"pattern": "/(/", "action": "REJECT"}]},
-        ["change postfix_header_checks", "Unmatched ("],
-    ),
-    "an action that is none": (
-        {"postfix_header_checks": [{"pattern": "/x", "action": "REJECT"}]},
-        ["change postfix_header_checks", "no closing regexp delimiter"],
-    ),
-    "a table that postmap only warns of": (
-        {"postfix_aliases": {"postmaster": "root", '"a': "root"}},
-        ["change postfix_aliases"],
-    ),
-    "a route that is none": (
-        {"postfix_transport": {"a.test": "nowhere"}},
-        ["postfix_transport", "transport:nexthop"],
-    ),
-    "an open relay by network": ({"postfix_networks": ["0.0.0.0/0"]}, ["open relay", "postfix_networks"]),
-    "an open relay by parameter": (
-        {"postfix_main": {"smtpd_relay_restrictions": "permit"}},
-        ["open relay", "postfix_main"],
-    ),
-    "a PROXY port for all": ({"postfix_proxy_clients": []}, ["postfix_proxy_clients"]),
-    "a certificate that there is not": (
-        {"postfix_tls_certificate": "/etc/none.crt", "postfix_tls_key": "/etc/none.key"},
-        ["/etc/none.crt is not on the host", "postfix_tls_certificate"],
-    ),
-    "a primary without a fallback": ({"postfix_fallback_relay": []}, ["postfix_fallback_relay"]),
+# By host; all that the preflight refuses is in the unit tests of its filter.
+REFUSED: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
+    "mx-1": [
+        (
+            {
+                "postfix_networks": ["0.0.0.0/0"],
+                "postfix_main": {"smtpd_relay_restrictions": "permit"},
+                "postfix_proxy_clients": [],
+                "postfix_tls_certificate": "/etc/none.crt",
+                "postfix_tls_key": "/etc/none.key",
+                "postfix_fallback_relay": [],
+                "postfix_transport": {"a.test": "nowhere"},
+            },
+            [
+                "0.0.0.0/0 may relay",
+                "permit comes before",
+                "name the balancers in postfix_proxy_clients",
+                "/etc/none.crt is not on the host",
+                "needs the fallback tier",
+                "transport:nexthop",
+            ],
+        ),
+        (
+            {"postfix_main": {"smtp_conect_timeout": "3s"}},
+            ["change postfix_main", "unused parameter: smtp_conect_timeout"],
+        ),
+    ],
+    "fallback-1": [
+        ({"postfix_fallback_relay": ["[fallback.vip.lab.test]"]}, ["mail would loop"]),
+        (
+            {"postfix_header_checks": [{"pattern": "/(/", "action": "REJECT"}, {"pattern": "/x", "action": "REJECT"}]},
+            ["change postfix_header_checks", "Unmatched (", "no closing regexp delimiter"],
+        ),
+    ],
+    "relay-1": [
+        (
+            {"postfix_main": {"smtp_connect_timeout": "soon"}},
+            ["smtp_connect_timeout can't be 'soon'", "Change postfix_main"],
+        ),
+        ({"postfix_aliases": {"postmaster": "root", '"a': "root"}}, ["change postfix_aliases"]),  # postmap only warns
+    ],
 }
 
 
-@pytest.mark.parametrize("change", REFUSED)
-def test_a_refused_change_harms_nothing(hosts, send, change):
-    mx = hosts("mx-1")
-    variables, sentences = REFUSED[change]
-    before = state(mx)
-    done = play("mx-1", **variables)
-    said = told(done)
-    for sentence in sentences:
-        assert sentence in said
-    assert state(mx) == before
+def refused(host, changes: list[tuple[dict[str, Any], list[str]]]) -> Story:
+    """Refused changes harm nothing, and leave nothing to mend."""
+    before = host.check_output(STATE)
+    for variables, sentences in changes:
+        refusal = (yield variables).refusal
+        for sentence in sentences:
+            assert sentence in refusal
+        assert host.check_output(STATE) == before
+    assert (yield {}).changes == 0
+
+
+def test_what_is_refused_harms_nothing(hosts, send, side_by_side):
+    side_by_side("converge", {name: refused(hosts[name], changes) for name, changes in REFUSED.items()})
     assert send("relay-1", "mx-1", "still@bin.test") == "accepted"
 
 
-def test_a_fallback_has_no_fallback(hosts):
-    before = state(hosts("fallback-1"))
-    assert "mail would loop" in told(play("fallback-1", postfix_fallback_relay=["[fallback.vip.lab.test]"]))
-    assert state(hosts("fallback-1")) == before
-
-
-def test_after_the_refusals_there_is_nothing_to_mend():
-    assert changes(play("mx-1")) == 0
-
-
-# Changes
-
-
-def test_a_table_is_only_made_anew_when_it_changed_and_postfix_is_not_restarted(hosts, send):
-    relay = hosts("relay-1")
-    before = state(relay)
+def tables_addresses_and_interruptions(relay, send, until) -> Story:
+    """A table is only made anew when it changed, and only other addresses need a restart."""
+    before = relay.check_output(PROCESSES)
     table = relay.check_output("stat -c %y /etc/postfix/relay_domains.lmdb")
     changed: dict[str, Any] = {"postfix_transport": {"sink.test": "discard:", "other.test": "discard:"}}
-    assert changes(play("relay-1", **changed)) > 0
+    assert (yield changed).changes > 0
     assert relay.check_output("stat -c %y /etc/postfix/relay_domains.lmdb") == table
     assert relay.check_output("postmap -q other.test lmdb:/etc/postfix/transport") == "discard:"
-    assert state(relay)["process"] == before["process"]
-    assert changes(play("relay-1", **changed)) == 0
-    assert changes(play("relay-1")) > 0
-    assert send("mx-1", "relay-1", "one@sink.test") == "accepted"
+    assert relay.check_output(PROCESSES) == before
+    assert (yield changed).changes == 0
 
-
-def test_other_addresses_restart_it(hosts):
-    relay = hosts("relay-1")
-    before = state(relay)["process"]
-    assert changes(play("relay-1", postfix_listen=["localhost"])) > 0
-    assert state(relay)["process"] != before
+    assert (yield {"postfix_listen": ["localhost"]}).changes > 0
+    assert relay.check_output(PROCESSES) != before
     assert relay.socket("tcp://127.0.0.1:25").is_listening
     assert not relay.socket("tcp://0.0.0.0:25").is_listening
-    assert changes(play("relay-1")) > 0
+    assert (yield {}).changes > 0
     assert relay.socket("tcp://0.0.0.0:25").is_listening
+    assert send("mx-1", "relay-1", "one@sink.test") == "accepted"
 
-
-def test_what_an_interrupted_run_did_not_tell_postfix_is_told_by_the_next(hosts):
-    relay = hosts("relay-1")
+    # What an interrupted run did not tell Postfix is told by the next.
     since = now(relay)
     relay.check_output("echo interrupted > /var/lib/tenfold/postfix.told")
-    assert changes(play("relay-1")) > 0
-    wait_for(lambda: lines(relay, since, "daemon started"))
-    assert changes(play("relay-1")) == 0
+    assert (yield {}).changes > 0
+    until(lambda: lines(relay, since, "daemon started"), 30)
+    assert (yield {}).changes == 0
 
 
-def test_a_proxy_port_that_is_gone_takes_its_guard_with_it(hosts):
-    mx = hosts("mx-1")
-    assert changes(play("mx-1", postfix_proxy_port=0)) > 0
-    assert mx.run("nft list table inet postfix_proxy_guard").rc != 0
-    assert not mx.socket("tcp://0.0.0.0:10025").is_listening
-    assert mx.run("systemctl restart postfix").rc == 0
-    assert changes(play("mx-1")) > 0
-    assert mx.socket("tcp://0.0.0.0:10025").is_listening
-
-
-# Further instances
-
-
-@pytest.mark.parametrize("name", ["relay-1", "mx-1"])
-def test_further_instances_come_and_go(hosts, send, name):
-    host = hosts(name)
+def instances(host, name: str, send, until) -> Story:
+    """A further instance comes, and goes when its mail has left."""
     bulk: dict[str, Any] = {
         "postfix_instances": [
             {
@@ -342,29 +267,26 @@ def test_further_instances_come_and_go(hosts, send, name):
             }
         ]
     }
-    assert changes(play(name, **bulk)) > 0
-    assert changes(play(name, **bulk)) == 0
+    assert (yield bulk).changes > 0
+    assert (yield bulk).changes == 0
     assert send("fallback-1", name, "one@bulk.test", port=2525) == "accepted"
     assert "denied" in send("fallback-1", name, "one@example.net", port=2525)
-    wait_for(lambda: queued(host, "/var/spool/postfix-bulk") == 0)
+    until(lambda: queued(host, "/var/spool/postfix-bulk") == 0, 30)
     host.check_output(
         "postmulti -i postfix-bulk -x postconf -e defer_transports=smtp && postmulti -i postfix-bulk -p reload"
     )
     assert send(name, "127.0.0.1", "stays@example.net", port=2525) == "accepted"
-    wait_for(lambda: queued(host, "/var/spool/postfix-bulk") == 1)
-    assert "1 mails are in its queue" in told(play(name))
+    until(lambda: queued(host, "/var/spool/postfix-bulk") == 1, 30)
+    assert "1 mails are in its queue" in (yield {}).refusal
     host.check_output("postsuper -c /etc/postfix-bulk -d ALL")
-    assert changes(play(name)) > 0
+    assert (yield {}).changes > 0
     assert not host.socket("tcp://0.0.0.0:2525").is_listening
     assert host.socket("tcp://0.0.0.0:25").is_listening
-    assert changes(play(name)) == 0
+    assert (yield {}).changes == 0
 
 
-# Logins
-
-
-def test_users_with_a_password_may_send_over_tls(hosts, send):
-    mx = hosts("mx-1")
+def logins_and_no_proxy_port(mx, send) -> Story:
+    """Users with a password may send over TLS. A PROXY port that is gone takes its guard with it."""
     hashed = subprocess.run(
         ["openssl", "passwd", "-6", PASSWORD], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -374,32 +296,35 @@ def test_users_with_a_password_may_send_over_tls(hosts, send):
         "postfix_submission": True,
         "postfix_submission_users": [{"name": "web", "password": hashed}],
     }
-    done = play("mx-1", **submission)
-    assert changes(done) > 0
-    assert hashed not in done.stdout
-    assert changes(play("mx-1", **submission)) == 0
+    run = yield submission
+    assert run.changes > 0
+    assert hashed not in run.output
+    assert (yield submission).changes == 0
     good: dict[str, Any] = {"port": 587, "tls": True}
     assert send("relay-1", "mx-1", "one@bin.test", password=PASSWORD, **good).splitlines()[-1] == "accepted"
     assert "authentication failed" in send("relay-1", "mx-1", "one@bin.test", password="wrong", **good)
     assert "denied" in send("relay-1", "mx-1", "one@bin.test", **good)
     assert "STARTTLS" in send("relay-1", "mx-1", "one@bin.test", port=587)
-    assert changes(play("mx-1")) > 0
+
+    assert (yield {"postfix_proxy_port": 0}).changes > 0
     assert not mx.socket("tcp://0.0.0.0:587").is_listening
-
-
-# The queue
+    assert mx.run("nft list table inet postfix_proxy_guard").rc != 0
+    assert not mx.socket("tcp://0.0.0.0:10025").is_listening
+    assert mx.run("systemctl restart postfix").rc == 0
+    assert (yield {}).changes > 0
+    assert mx.socket("tcp://0.0.0.0:10025").is_listening
 
 
 MAILS = 30
 
 
-def test_the_queue_moves_to_a_volume_and_no_mail_is_lost(hosts, send):
-    fallback = hosts("fallback-1")
+def queue_on_a_volume(fallback, send, until) -> Story:
+    """The queue moves to a volume, and no mail is lost."""
     fallback.check_output("mkdir -p /srv/queue; touch /etc/fstab")
     hold: dict[str, Any] = {"postfix_main": {"defer_transports": "discard"}}
-    assert changes(play("fallback-1", **hold)) > 0
+    assert (yield hold).changes > 0
     assert send("mx-1", "fallback-1", "one@bin.test", count=MAILS).count("accepted") == MAILS
-    wait_for(lambda: int(fallback.check_output("find /var/spool/postfix/deferred -type f | wc -l")) == MAILS)
+    until(lambda: int(fallback.check_output("find /var/spool/postfix/deferred -type f | wc -l")) == MAILS, 30)
     ids = fallback.check_output("find /var/spool/postfix/deferred -type f -printf '%f\\n' | sort")
 
     # A run that was interrupted in the middle of the move.
@@ -409,7 +334,7 @@ def test_the_queue_moves_to_a_volume_and_no_mail_is_lost(hosts, send):
         "for f in $(find deferred defer -type f | head -9); do mkdir -p /srv/queue/${f%/*}; mv $f /srv/queue/$f; done"
     )
     volume: dict[str, Any] = {"postfix_queue_volume": {"src": "/srv/queue"}, **hold}
-    assert changes(play("fallback-1", **volume)) > 0
+    assert (yield volume).changes > 0
     assert fallback.check_output("find /var/spool/postfix/deferred -type f -printf '%f\\n' | sort") == ids
     assert fallback.check_output("find /srv/queue/deferred -type f -printf '%f\\n' | sort") == ids
     assert fallback.run("mountpoint /run/tenfold/postfix-queue").rc != 0
@@ -417,37 +342,55 @@ def test_the_queue_moves_to_a_volume_and_no_mail_is_lost(hosts, send):
     assert "/var/spool/postfix" in fallback.check_output("systemctl show -P RequiresMountsFor postfix")
     assert fallback.check_output("stat -c '%U:%G %a' /var/spool/postfix/maildrop") == "postfix:postdrop 730"
     assert "not owned" not in fallback.check_output("postfix check 2>&1")
-    assert changes(play("fallback-1", **volume)) == 0
+    assert (yield volume).changes == 0
     assert fallback.check_output("postqueue -p | grep -c @bin.test") == str(MAILS)
 
     since = now(fallback)
-    assert changes(play("fallback-1", postfix_queue_volume=volume["postfix_queue_volume"])) > 0
+    assert (yield {"postfix_queue_volume": volume["postfix_queue_volume"]}).changes > 0
     fallback.check_output("postqueue -f")
-    wait_for(lambda: queued(fallback) == 0)
+    until(lambda: queued(fallback) == 0, 30)
     assert len(lines(fallback, since, "to=<one@bin.test>", "status=sent")) == MAILS
 
-    assert "would be left behind" in told(play("fallback-1", postfix_queue_volume={"src": "/srv/other"}))
+    assert "would be left behind" in (yield {"postfix_queue_volume": {"src": "/srv/other"}}).refusal
 
 
-def test_a_host_is_drained_then_stopped_and_comes_back(hosts, send):
-    primary, fallback = hosts("mx-1"), hosts("fallback-1")
+def test_changes_are_made_and_taken_back(hosts, send, until, side_by_side):
+    relay, mx, fallback = hosts["relay-1"], hosts["mx-1"], hosts["fallback-1"]
+    side_by_side(
+        "converge",
+        {
+            "relay-1": tables_addresses_and_interruptions(relay, send, until),
+            "mx-1": instances(mx, "mx-1", send, until),
+            "fallback-1": queue_on_a_volume(fallback, send, until),
+        },
+    )
+    side_by_side(
+        "converge",
+        {"relay-1": instances(relay, "relay-1", send, until), "mx-1": logins_and_no_proxy_port(mx, send)},
+    )
+
+
+def test_a_host_is_drained_then_stopped_and_comes_back(hosts, send, play, until):
+    primary, fallback = hosts["mx-1"], hosts["fallback-1"]
+    as_it_was, absent = {"mx-1": {}}, {"mx-1": {"postfix_state": "absent"}}
     fallback.check_output("systemctl stop postfix")
     assert send("relay-1", "mx-1", "drained@bin.test", count=MAILS).count("accepted") == MAILS
-    wait_for(lambda: int(primary.check_output("find /var/spool/postfix/deferred -type f | wc -l")) == MAILS)
-    assert f"{MAILS} mails are in the queues of mx-1" in told(play("mx-1", postfix_state="absent"))
-    assert f"{MAILS} in /var/spool/postfix/" in told(play("mx-1", "drain.yml", postfix_drain_timeout=4))
+    until(lambda: int(primary.check_output("find /var/spool/postfix/deferred -type f | wc -l")) == MAILS, 30)
+    assert f"{MAILS} mails are in the queues of mx-1" in play("converge", by_host=absent).refusal
+    refusal = play("drain", by_host=as_it_was, postfix_drain_timeout=4).refusal
+    assert f"{MAILS} in /var/spool/postfix/" in refusal
     assert not primary.socket("tcp://0.0.0.0:25").is_listening
 
     fallback.check_output("systemctl start postfix")
     since = now(fallback)
-    assert changes(play("mx-1", "drain.yml", postfix_drain_timeout=60)) > 0
+    assert play("drain", by_host=as_it_was, postfix_drain_timeout=60).changes > 0
     assert queued(primary) == 0
-    wait_for(lambda: len(lines(fallback, since, "to=<drained@bin.test>", "status=sent")) == MAILS)
+    until(lambda: len(lines(fallback, since, "to=<drained@bin.test>", "status=sent")) == MAILS, 30)
 
-    assert changes(play("mx-1", postfix_state="absent")) > 0
+    assert play("converge", by_host=absent).changes > 0
     assert (primary.service("postfix").is_running, primary.service("postfix").is_enabled) == (False, False)
-    assert changes(play("mx-1", postfix_state="absent")) == 0
-    assert changes(play("mx-1")) > 0
+    assert play("converge", by_host=absent).changes == 0
+    assert play("converge", by_host=as_it_was).changes > 0
     assert primary.service("postfix").is_enabled
     assert send("relay-1", "mx-1", "back@bin.test") == "accepted"
-    assert changes(play("mx-1")) == 0
+    assert play("converge", by_host=as_it_was).changes == 0

@@ -1,0 +1,65 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of the settings' file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mailreport.settings import Settings, SettingsError
+
+NEEDED = 'logs = "/l"\nlake = "/p"\n'
+
+
+def read(tmp_path: Path, text: str) -> Settings:
+    """Read a file with a text."""
+    path = tmp_path / "mailreport.toml"
+    path.write_text(text)
+    return Settings.read(path)
+
+
+def test_values_have_their_types(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path,
+        f'{NEEDED}handover = ["fallback.vip.site.test", "192.0.2.4"]\nkeep_days = 7\nengine = "spark"\n'
+        'engine_url = "sc://spark:15002"\n[web]\ntitle = "T"\ncertificate = "/c"\nkey = "/k"\nrows = 5\n',
+    )
+    assert settings.logs == Path("/l")
+    assert settings.handover == ("fallback.vip.site.test", "192.0.2.4")
+    assert (settings.keep_days, settings.engine, settings.engine_url) == (7, "spark", "sc://spark:15002")
+    assert (settings.web.title, settings.web.certificate, settings.web.rows) == ("T", Path("/c"), 5)
+    assert settings.web.timeout_s == Settings(Path("/l"), Path("/p")).web.timeout_s
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('lake = "/p"', "logs: is needed."),
+        (f"{NEEDED}lak = 1", "lak: there is no such setting. There are logs, lake, "),
+        (f'{NEEDED}keep_days = "7"', "keep_days: '7' is not a number from 0."),
+        (f"{NEEDED}keep_days = -1", "keep_days: -1 is not a number from 0."),
+        (f"{NEEDED}workers = true", "workers: True is not a number from 0."),
+        (f"{NEEDED}memory = 2", "memory: 2 is not a text."),
+        (f'{NEEDED}handover = "a"', "handover: 'a' is not a list of texts."),
+        (f'{NEEDED}engine = "oracle"', "engine: 'oracle' is none of duckdb, clickhouse, spark."),
+        (f'{NEEDED}engine = "spark"', "engine_url: say where spark is."),
+        ('logs = "l"\nlake = "/p"', "logs: 'l' is not the whole path of a file."),
+        (f"{NEEDED}web = 1", "web: 1 is not a table."),
+        (f"{NEEDED}[web]\nrows = 1.5", "web.rows: 1.5 is not a number from 0."),
+        (f'{NEEDED}[web]\nkey = "k"', "web.key: 'k' is not the whole path of a file."),
+        (f'{NEEDED}[web]\nkey = "/k"', "web.certificate and web.key: give both or none."),
+        (f"{NEEDED}[web]\nrow = 1", "web.row: there is no such setting."),
+        ("logs =", "not TOML: "),
+    ],
+)
+def test_errors_name_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        read(tmp_path, text)
+    assert str(error.value).startswith(f"{tmp_path / 'mailreport.toml'}: {said}")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none\.toml: No such file or directory\."):
+        Settings.read(tmp_path / "none.toml")
