@@ -179,21 +179,24 @@ def test_an_upgraded_node_costs_no_errors(client):
     """A real restart of a node's unit, while its keys are asked for."""
     program = (
         "import socket,time\n"
-        "s=socket.create_connection(('127.0.0.1',11211),15); f=s.makefile('rb'); wrong=0; end=time.time()+6; n=0\n"
+        "s=socket.create_connection(('127.0.0.1',11211),15); f=s.makefile('rb'); wrong=0; end=time.time()+8; n=0\n"
         "while time.time()<end:\n"
         " n+=1; s.sendall(b'set up:%d 0 60 1\\r\\nx\\r\\n'%(n%99)); wrong+=f.readline()!=b'STORED\\r\\n'\n"
         "print(n,wrong)\n"
     )
     node = host("cache-1")
+    main_process = "systemctl show --property=MainPID --value memcached@default"
+    before = node.check_output(main_process)
     node.run_expect(
         [0],
-        "systemd-run --on-active=1 sh -c %s",
+        "systemd-run --on-active=1 --timer-property=AccuracySec=10ms sh -c %s",
         "systemctl stop memcached@default; sleep 1.5; systemctl start memcached@default",
     )
     requests, wrong = map(int, client.check_output("python3 -c %s", program).split())
     assert requests > 100
     assert wrong == 0
-    assert node.service("memcached@default").is_running
+    wait_until(lambda: node.service("memcached@default").is_running)
+    assert node.check_output(main_process) != before
 
 
 @pytest.mark.parametrize(

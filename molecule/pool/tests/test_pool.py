@@ -27,6 +27,7 @@ NODES = [f"cache-{number:02}" for number in range(1, 11)]
 KEYS = [f"placed:{number}" for number in range(20_000)]
 NEW = "1.6.38"  # the nodes begin with 1.6.18
 MOST_UNEVEN = 1.3  # times the mean: a node has 160 points on the ring, which spreads by some percent
+UNSURE = 3  # in all of a load; each is one in a hundred thousand or less
 RATE = int(os.environ.get("TENFOLD_RATE", "400"))  # operations a second of each; more would slow the plays down
 PROXY_NOTICES = 12.0  # seconds until the proxy that learns by DNS has taken a change over
 CLIENTS = {
@@ -165,8 +166,15 @@ def check_reports(label: str, reports: dict[str, dict[str, Any]], may_fail: tupl
         assert report["ended"]
         assert sum(report["operations"].values()) > 0
         assert report["wrong"] == 0, (name, summary(report))
+        # What was sent to a node just when it stopped, and may have been counted. The proxy does not count it twice.
+        unsure = [told for told in report["messages"] if is_unsure(told)]
+        print(f"{label}, {name}: {len(unsure)} increments with an answer that was lost")
         if name not in may_fail:
-            assert report["errors"] == 0, (name, summary(report), report["messages"])
+            assert report["errors"] == len(unsure) <= UNSURE, (name, summary(report), report["messages"])
+
+
+def is_unsure(told: dict[str, Any]) -> bool:
+    return told["operation"] in {"incr", "increment"} and "backend failure" in told["message"].lower()
 
 
 @pytest.fixture(scope="module")
