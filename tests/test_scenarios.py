@@ -3,18 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Every Molecule scenario: test hosts are made, converged, checked and removed, also when something failed.
 
-A scenario waits for half of its time, so two run side by side where the machine allows that many test hosts.
+They begin with the first test of all, one beside the other tests and then two side by side: see conftest.py.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -22,14 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 80  # lines of the log of a scenario that failed, and at most as many that name a failure
 TELLING = re.compile(r"E  |FAILED |ERROR |fatal: |\[ERROR\]")
-INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")  # of which two large scenarios take more than the usual 128
 ANSI = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\]8;[^\x07\x1b]*(\x07|\x1b\\))")  # colours and links
-
-
-def running(scenario: str) -> bool:
-    """Whether test hosts of a scenario exist."""
-    command = ["docker", "ps", "--all", "--quiet", "--filter", f"label=tenfold.scenario={scenario}"]
-    return subprocess.run(command, check=True, capture_output=True).stdout != b""
 
 
 def excerpt(log: str) -> list[str]:
@@ -40,28 +30,7 @@ def excerpt(log: str) -> list[str]:
     return [*before[-SHOWN:], "Failures named in the log:", *list(filter(TELLING.match, before))[-SHOWN:]]
 
 
-def molecule_test(scenario: str) -> tuple[int, Path, float]:
-    """Run a scenario; give Molecule's status, the log and the seconds that it took."""
-    log = Path(os.environ["TENFOLD_CACHE"]) / "logs" / f"{scenario}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    with log.open("wb") as output:
-        # `molecule test` removes the test hosts at its end and after a failure alike.
-        command = [str(Path(sys.executable).with_name("molecule")), "test", "--scenario-name", scenario]
-        status = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
-    return status, log, time.monotonic() - start
-
-
-@pytest.fixture(scope="session")
-def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[tuple[int, Path, float]]]]:
-    """The runs of all chosen scenarios: begun here, so that the next one runs while a test waits for its own."""
-    functions = [item for item in request.session.items if isinstance(item, pytest.Function)]
-    chosen = [str(item.callspec.params["scenario"]) for item in functions if "scenario" in item.fixturenames]
-    executor = ThreadPoolExecutor(max_workers=2 if int(INOTIFY.read_text()) > 128 else 1)
-    yield {name: executor.submit(molecule_test, name) for name in chosen if not (name == "site" and running(name))}
-    executor.shutdown(cancel_futures=True)
-
-
+@pytest.mark.usefixtures("others_are_done")
 @pytest.mark.skipif(
     "TENFOLD_IMAGE_EL" not in os.environ, reason="no test hosts: run `make test`, which makes their images"
 )

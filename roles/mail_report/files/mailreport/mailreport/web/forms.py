@@ -109,11 +109,11 @@ def read(args: Mapping[str, str], now: datetime, zone_name: str) -> Form:
                 times[name] = _utc(typed.get(name, ""), tz)
             except (ValueError, OverflowError):
                 typed[name] = ""  # browsers cannot show it
-                errors[name] = f"Give the time “{name}” as a date and a time, such as 2026-11-21 14:30."
+                errors[name] = f"Give the time '{name}' as a date and a time, such as 2026-11-21 14:30."
         if len(times) == 2 and times["from"] >= times["to"]:
-            errors["to"] = "The time “to” must be later than the time “from”."
+            errors["to"] = "The time 'to' must be later than the time 'from'."
         elif len(times) == 2 and not _OLDEST < times["from"] < end:
-            errors["from"] = "The time “from” is too old, or in the future."
+            errors["from"] = "The time 'from' is too old, or in the future."
         elif len(times) == 2 and times["to"] - times["from"] > _LONGEST_RANGE:
             errors["to"] = f"Choose a range of {_LONGEST_RANGE.days} days at most."
         elif len(times) == 2:

@@ -301,7 +301,7 @@ def chart() -> tuple[str, int] | str:
     if by not in DIMENSIONS:
         form.errors["by"] = "Choose from the list."
     elif by != "all" and not key:
-        form.errors["key"] = f"Write which {by} the charts are about, or choose “all mail”."
+        form.errors["key"] = f"Write which {by} the charts are about, or choose 'all mail'."
     if top not in OUTCOMES:
         form.errors["top"] = "Choose an outcome from the list."
     if form.errors:
@@ -400,7 +400,7 @@ def freshness() -> Freshness | None:
 
 EXPLAINED = {
     400: ("That cannot be asked", "Something in the address or the form is wrong. Go back and try again."),
-    403: ("Not for you", "Only administrators see this page. Ask one of them to give you the role “admin”."),
+    403: ("Not for you", "Only administrators see this page. Ask one of them to give you the role 'admin'."),
     500: ("Something is broken", "The page has a fault. Ask your administrator to look at the log of the service."),
     404: ("Nothing is here", "The address is wrong, or the mail is too old to be kept. Start with a search."),
 }
