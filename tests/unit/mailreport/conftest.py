@@ -125,7 +125,7 @@ class Maker:
         time = self.time()
         recipients = [
             f"{self.random.choice(LOCALS)}{self.random.randrange(30)}@{self.random.choice(DOMAINS)}"
-            for _ in range(self.random.choice((1, 1, 1, 2, 5)))
+            for _turn in range(self.random.choice((1, 1, 1, 2, 5)))
         ]
         mail = self.arrives(self.random.choice(("mx-01", "mx-02")), time, f"{next(self.numbers)}@mail.test")
         mail["recipients"] = len(recipients)
@@ -172,7 +172,7 @@ class Maker:
             mail, time, recipient, "handed_over", **tier, next_queue_id=there["queue_id"], reason=refusal["reason"]
         )
         again: datetime | None = time + timedelta(seconds=1)
-        for _ in range(self.random.randrange(4)):
+        for _turn in range(self.random.randrange(4)):
             if again:
                 self.attempt(there, again, recipient, "deferred", **world, **refusal)
                 again = self.later(again)
@@ -237,7 +237,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The lake: a day that is compacted, a day in hours, a day whose last hour is in parts."""
     lake = Lake(tmp_path_factory.mktemp("small") / "lake")
     maker = Maker()
-    for _ in range(MAILS):
+    for _turn in range(MAILS):
         maker.mail()
     rejects, unparsed = rejects_and_unparsed()
     attempts = pa.Table.from_pylist(maker.attempts, ATTEMPTS)

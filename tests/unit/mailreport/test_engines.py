@@ -173,7 +173,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         values = {name.removeprefix("param_"): value for name, value in asked.items() if name.startswith("param_")}
         wanted = {name: asked[name] for name in ("use_hive_partitioning", "session_timezone") if name in asked}
         said = f" SETTINGS {', '.join(f'{name} = {value!r}' for name, value in wanted.items())}" if wanted else ""
-        text, _, form = sql.rstrip("\n ;").partition("\n FORMAT ")
+        text, _format, form = sql.rstrip("\n ;").partition("\n FORMAT ")
         try:
             status, answer = (
                 200,
@@ -267,7 +267,7 @@ def test_duckdb_answers_in_threads(small: Any) -> None:
     questions = Questions(small.lake, engines.connect(Settings(Path("/logs"), small.lake.root, web=WebSettings())))
     expected = questions.count(Search(BEGIN, END))
     answers: list[dict[str, int]] = []
-    threads = [threading.Thread(target=lambda: answers.append(questions.count(Search(BEGIN, END)))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: answers.append(questions.count(Search(BEGIN, END)))) for _n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

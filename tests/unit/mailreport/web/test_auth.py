@@ -57,7 +57,7 @@ def test_wrong_password(stranger, site, name, password):
 
 
 def test_lockout_holds_in_all_processes(site, page_of):
-    for _ in range(3):
+    for _turn in range(3):
         assert page_of(site.settings).log_in(password="wrong").status_code == 401
     answer = page_of(site.settings).log_in()
     assert answer.status_code == 429
@@ -67,8 +67,8 @@ def test_lockout_holds_in_all_processes(site, page_of):
 
 
 def test_right_password_forgets_tries(site, page_of):
-    for _ in range(2):
-        for _ in range(2):
+    for _turn in range(2):
+        for _turn in range(2):
             assert page_of(site.settings).log_in(password="wrong").status_code == 401
         assert page_of(site.settings).log_in().status_code == 302
 

@@ -52,7 +52,7 @@ def address(made, tmp_path_factory):
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
     trusting = ssl.create_default_context(cafile=str(certificate))
     try:
-        for _ in range(150):
+        for _turn in range(150):
             try:
                 urllib.request.urlopen(f"https://127.0.0.1:{port}/login", context=trusting, timeout=5).close()
                 break
@@ -115,7 +115,7 @@ def start(page, name="reader"):
 
 def tab_to(page, selector):
     """Press Tab until the focus is on an element."""
-    for _ in range(40):
+    for _turn in range(40):
         page.keyboard.press("Tab")
         if page.locator(f"{selector}:focus").count():
             return

@@ -56,7 +56,7 @@ def test_delays_are_logarithmic_and_broken_where_nothing_was_delivered():
     heights = {name: {float(y) for y in re.findall(r"[ML]\S+ ([\d.]+)", path)} for name, path in chart.lines.items()}
     assert heights == {"p50": {100.0}, "p90": {50.0}, "p99": {0.0}}
     assert chart.lines["p50"].count("M") == 2
-    assert [label for _, label in chart.levels] == ["100 ms", "1 s", "10 s"]
+    assert [label for _at, label in chart.levels] == ["100 ms", "1 s", "10 s"]
     assert chart.summary == "between 100 ms and 10.0 s"
 
 

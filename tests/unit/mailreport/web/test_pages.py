@@ -393,7 +393,7 @@ def test_freshness_is_not_asked_for_each_page(reader, site, page_of):
 
     page = page_of(site.settings, questions=Counting(Lake(site.settings.lake), Broken()))
     page.log_in()
-    for _ in range(3):
+    for _turn in range(3):
         page.get("/")
     assert Counting.asked == 1
 

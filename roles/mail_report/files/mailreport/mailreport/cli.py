@@ -182,7 +182,7 @@ def _journeys(questions: Questions, given: argparse.Namespace) -> Iterator[Journ
     if "@" in name or name.startswith("<"):
         search = Search(given.since, given.until, message_id=name)
     else:
-        host, _, queue_id = name.rpartition("/")
+        host, _slash, queue_id = name.rpartition("/")
         search = Search(given.since, given.until, queue_id=queue_id, host=host)
     shown: set[Mail] = set()
     for row in reversed(list(_rows(questions.search, search, PAGE))):

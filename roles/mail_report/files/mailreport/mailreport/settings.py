@@ -99,7 +99,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if value in get_args(kind):
             return value
         raise SettingsError(f"{where}: {value!r} is none of {', '.join(get_args(kind))}.")
-    if kind is int and type(value) is int and value >= 0:
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if kind is str and isinstance(value, str):
         return value

@@ -13,8 +13,8 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,14 +83,14 @@ class Lockout:
         self._path = path
         self._tries = tries
         self._seconds = minutes * 60
-        with closing(self._open()) as db, db:
+        with self._transaction() as db:
             db.execute("CREATE TABLE IF NOT EXISTS tries (key TEXT NOT NULL, time REAL NOT NULL)")
 
     def count(self, name: str, address: str) -> bool:
         """Count a try, before the password is looked at; tell whether it is allowed."""
         limits = self._limits(name, address)
         now = time.time()
-        with closing(self._open()) as db, db:
+        with self._transaction() as db:
             db.execute("BEGIN IMMEDIATE")
             db.execute("DELETE FROM tries WHERE time < ?", (now - self._seconds,))
             for key, limit in limits.items():
@@ -101,7 +101,7 @@ class Lockout:
 
     def forget(self, name: str, address: str) -> None:
         """Forget the tries of a name from an address: the password was right."""
-        with closing(self._open()) as db, db:
+        with self._transaction() as db:
             db.execute("DELETE FROM tries WHERE key = ?", (next(iter(self._limits(name, address))),))
 
     def _limits(self, name: str, address: str) -> dict[str, int]:
@@ -109,8 +109,11 @@ class Lockout:
         many = 10 * self._tries
         return {f"both {network} {name}": self._tries, f"name {name}": many, f"address {network}": many}
 
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=10)
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = sqlite3.connect(self._path, timeout=10)
+        with closing(db), db:
+            yield db
 
 
 def _network(address: str) -> str:

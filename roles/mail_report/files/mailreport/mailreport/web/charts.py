@@ -190,7 +190,7 @@ def duration(milliseconds: float) -> str:
         return f"{milliseconds / 1000:.1f} s"
     seconds = round(milliseconds / 1000)
     units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
-    largest = next(index for index, (_, size) in enumerate(units) if seconds >= size)
+    largest = next(index for index, (_name, size) in enumerate(units) if seconds >= size)
     (name, size), (smaller_name, smaller) = units[largest : largest + 2]
     rest = seconds % size // smaller
     return f"{seconds // size} {name}" + (f" {rest} {smaller_name}" if rest else "")

@@ -371,7 +371,7 @@ def shared() -> dict[str, Any]:
     return {
         "site": state().settings.web.title,
         "outcomes": OUTCOME_NAMES,
-        "ranges": {name: text for name, (text, _) in forms.RANGES.items()},
+        "ranges": {name: text for name, (text, _time) in forms.RANGES.items()},
         "zones": forms.ZONES,
         "token": auth.token,
         "freshness": freshness,
