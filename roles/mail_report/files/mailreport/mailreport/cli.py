@@ -20,10 +20,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mailreport import doctor, engines, ingest, maintain, output, raw
 from mailreport.lake import ATTEMPTS, DIMENSIONS, OUTCOMES, REJECTS, Lake
-from mailreport.questions import Journey, Mail, Message, Page, Questions, Row, Search
-from mailreport.settings import Settings, SettingsError
+from mailreport.questions import Journey, Mail, Message, Page, Questions, Row, Search, mail_of
+from mailreport.settings import CONFIG, Settings, SettingsError
 
-CONFIG = Path("/etc/mailreport/mailreport.toml")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 LOOK_S = 20
 PAGE = 1000  # rows
@@ -186,7 +185,7 @@ def _journeys(questions: Questions, given: argparse.Namespace) -> Iterator[Journ
         search = Search(given.since, given.until, queue_id=queue_id, host=host)
     shown: set[Mail] = set()
     for row in reversed(list(_rows(questions.search, search, PAGE))):
-        mail = Mail(row["host"], row["instance"], row["queue_id"], row["arrived"])
+        mail = mail_of(row)
         if mail not in shown and mail.queue_id == (search.queue_id or mail.queue_id):
             journey = questions.journey(*mail, recipient=given.recipient)
             shown |= {mail, *(Mail(*one[:4]) for one in journey.messages)}
@@ -200,7 +199,7 @@ def _print_journey(journey: Journey, lines: Mapping[Message, Sequence[str]]) -> 
         client = f" by {mail.client}[{mail.client_address}]" if mail.client else ""
         print(output.visible(f"{mail.host}/{mail.queue_id} took {mail.message_id} of <{mail.sender}>{client}"))
         print(f"  at {_local(mail.arrived)}, {mail.size} bytes for {mail.recipients}")
-        rows = [row for row in journey.attempts if Mail(*(row[name] for name in Mail._fields)) == mail[:4]]
+        rows = [row for row in journey.attempts if mail_of(row) == mail[:4]]
         _print_rows(
             [f"  {STEPS[0]}", *STEPS[1:]], [["  " + _cell(row[STEPS[0]]), *_cells(row, STEPS[1:])] for row in rows]
         )
@@ -292,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--follow", action="store_true", help="keep the hour that goes on in the lake, until stopped")
     one.add_argument("files", type=Path, nargs="*", metavar="FILE", help="logs that came another way, oldest first")
     one.add_argument("--host", help="that wrote the files")
-    one.add_argument("--year", type=int, help="of the files' first line, if the stamps have none (default: a guess)")
+    one.add_argument("--year", type=int, help="of the files' last line, if the stamps have none (default: a guess)")
     one.set_defaults(refuse=one.error)
     one.add_argument("--zone", type=_zone, default=UTC, help="of the files' stamps, if they have none (default: UTC)")
 

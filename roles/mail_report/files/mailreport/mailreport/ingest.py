@@ -47,6 +47,7 @@ ORDER = {
     "unparsed": "time, host, line",
     "rollups": "dimension, key, bucket, outcome, delay_class",
 }
+PARSED = ("attempts", "rejects", "unparsed")  # tables that the parser makes
 Progress = Callable[[str], None]
 
 
@@ -159,22 +160,19 @@ class Hours:
                     "carried_out": _digest(parsed.carried),
                     "lines": parsed.lines,
                     "foreign": parsed.foreign,
-                    **{table: getattr(parsed, table).num_rows for table in ("attempts", "rejects", "unparsed")},
+                    **{table: getattr(parsed, table).num_rows for table in PARSED},
                 }
                 # On disk, and not in memory, until all hosts are read.
-                for table in ("attempts", "rejects", "unparsed"):
+                for table in PARSED:
                     files[table].append(_spill(getattr(parsed, table), self.temporary / f"{source.host}.{table}.arrow"))
                 finished += source.size
                 progress(f"{hour:{_STAMP}}: {finished * 100 // max(1, total)} % of {total / 1e6:.0f} MB read")
         progress(f"{hour:{_STAMP}}: writing")
-        self.write(hour, {table: map(_mapped, files[table]) for table in ("attempts", "rejects", "unparsed")})
+        self.write(hour, {table: map(_mapped, files[table]) for table in PARSED})
         for host, lines in carried.items():
             with replacing(self.lake.root / "carried" / host / f"{hour:{_STAMP}}.log") as path:
                 path.write_bytes(lines)
-        counts = {
-            name: sum(entry[name] for entry in hosts.values())
-            for name in ("bytes", "lines", "foreign", "attempts", "rejects", "unparsed")
-        }
+        counts = {name: sum(entry[name] for entry in hosts.values()) for name in ("bytes", "lines", "foreign", *PARSED)}
         with replacing(self.manifest(hour)) as path:
             path.write_text(
                 json.dumps({"hour": f"{hour:{_STAMP}}", **counts, "hosts": hosts}, indent=1, sort_keys=True)
@@ -273,14 +271,12 @@ class Follower:
                 new = file.read()
             new = new[: new.rfind(b"\n") + 1]
             if new:
-                before = self.carried.get(host) if host in self.carried else self.hours.carried(host, hour)
-                parsed.append(
-                    postfix.parse((before or b"") + new, host, self.hours.settings.handover, len(before or b""))
-                )
+                before = self.carried[host] if host in self.carried else self.hours.carried(host, hour)
+                parsed.append(postfix.parse(before + new, host, self.hours.settings.handover, len(before)))
                 self.carried[host] = parsed[-1].carried
                 offsets[host] = offsets.get(host, 0) + len(new)
         if parsed:
-            tables = {table: [getattr(one, table) for one in parsed] for table in ("attempts", "rejects", "unparsed")}
+            tables = {table: [getattr(one, table) for one in parsed] for table in PARSED}
             self.hours.write(hour, tables, part=len(self.hours.lake.parts(hour)))
         return sum(one.attempts.num_rows for one in parsed)
 

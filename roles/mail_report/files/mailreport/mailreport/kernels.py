@@ -207,6 +207,24 @@ def month_of(buffer: Bytes, at: int) -> int:
 
 
 @_jit
+def turn(buffer: Bytes, at: int, end: int, last_month: int) -> tuple[int, int]:
+    """Tell if a new year begins with this line, whose stamp may not say so, and the month from here on."""
+    month = month_of(buffer, at) if end - at > 15 and buffer[at + 3] == 32 else 0
+    if not month:
+        return 0, last_month
+    return int(last_month - month > 6), month
+
+
+@_jit
+def count_lines(buffer: Bytes) -> int:
+    """Count the lines that have an end."""
+    count = 0
+    for i in range(len(buffer)):
+        count += buffer[i] == 10
+    return count
+
+
+@_jit
 def stamp(buffer: Bytes, at: int, end: int, year: int) -> tuple[int, int, int]:
     """Read a time stamp: microseconds since 1970, where it ends (-1: there is none), and its form.
 
@@ -253,11 +271,17 @@ def stamp(buffer: Bytes, at: int, end: int, year: int) -> tuple[int, int, int]:
 
 
 @_jit
+def word_end(buffer: Bytes, at: int, end: int) -> int:
+    """Give where letters and digits end."""
+    while at < end and (48 <= buffer[at] <= 57 or 65 <= buffer[at] <= 90 or 97 <= buffer[at] <= 122):
+        at += 1
+    return at
+
+
+@_jit
 def queue_id_end(buffer: Bytes, at: int, end: int) -> int:
     """Give where the queue id that begins here ends, or -1 if there is none."""
-    i = at
-    while i < end and (48 <= buffer[i] <= 57 or 65 <= buffer[i] <= 90 or 97 <= buffer[i] <= 122):
-        i += 1
+    i = word_end(buffer, at, end)
     if i - at < 5 or i + 2 > end or buffer[i] != 58 or buffer[i + 1] != 32:
         return -1
     return i
@@ -310,10 +334,7 @@ def index(buffer: Bytes, year: int) -> tuple[Ints, int, int, int, int]:
     """
     size = len(buffer)
     words = buffer[: size & ~7].view(np.uint64)
-    lines = 0
-    for i in range(size):
-        lines += buffer[i] == 10
-    events = np.empty((lines + 1, EVENT_COLUMNS), np.int64)
+    events = np.empty((count_lines(buffer) + 1, EVENT_COLUMNS), np.int64)
     count = lines = foreign = 0
     worst = EXACT
     last_month = last_time = start = 0
@@ -326,11 +347,8 @@ def index(buffer: Bytes, year: int) -> tuple[Ints, int, int, int, int]:
             start = after
             continue
         lines += 1
-        if end - start > 15 and buffer[start + 3] == 32:
-            month = month_of(buffer, start)
-            if month:
-                year += last_month - month > 6
-                last_month = month
+        new_years, last_month = turn(buffer, start, end, last_month)
+        year += new_years
         time, at, form = stamp(buffer, start, end, year)
         # A line without a stamp has the time of the one before it.
         last_time = time = time if at >= 0 else last_time
@@ -389,19 +407,13 @@ def stamps(buffer: Bytes, year: int) -> tuple[Ints, int, int]:
     A line without a stamp belongs to the one before it, and its text begins at its start.
     """
     size = len(buffer)
-    count = 0
-    for i in range(size):
-        count += buffer[i] == 10
-    lines = np.empty((count + 1, 4), np.int64)
+    lines = np.empty((count_lines(buffer) + 1, 4), np.int64)
     count = last_month = start = 0
     worst = EXACT
     while start < size:
         end = find_byte(buffer, start, size, 10)
-        if end - start > 15 and buffer[start + 3] == 32:
-            month = month_of(buffer, start)
-            if month:
-                year += last_month - month > 6
-                last_month = month
+        new_years, last_month = turn(buffer, start, end, last_month)
+        year += new_years
         time, at, form = stamp(buffer, start, end, year)
         if at >= 0:
             worst = min(worst, form)
@@ -466,6 +478,14 @@ def address_end(buffer: Bytes, at: int, end: int) -> int:
 
 
 @_jit
+def field_end(buffer: Bytes, at: int, end: int) -> int:
+    """Give where a field that others follow ends: at a comma and a space, or nearly at the end."""
+    while at + 1 < end and not (buffer[at] == 44 and buffer[at + 1] == 32):
+        at += 1
+    return at
+
+
+@_jit
 def delivery(buffer: Bytes, at: int, end: int, row: Ints) -> bool:
     """Read ``to=<…>, relay=…, delay=…, delays=…, dsn=…, status=… (…)`` into an attempt; tell if it has that form."""
     at += 4
@@ -484,9 +504,7 @@ def delivery(buffer: Bytes, at: int, end: int, row: Ints) -> bool:
     if not starts_with(buffer, at, end, _RELAY):
         return False
     at += 6
-    stop = at
-    while stop + 1 < end and not (buffer[stop] == 44 and buffer[stop + 1] == 32):
-        stop += 1
+    stop = field_end(buffer, at, end)
     bracket = find_byte(buffer, at, stop, 91)
     row[A_RELAY], row[A_RELAY + 1] = at, bracket
     if bracket < stop:
@@ -499,9 +517,7 @@ def delivery(buffer: Bytes, at: int, end: int, row: Ints) -> bool:
         equals = find_byte(buffer, at, end, 61)
         if same_text(buffer, at, equals, _STATUS):
             return status(buffer, equals + 1, end, row)
-        stop = equals
-        while stop + 1 < end and not (buffer[stop] == 44 and buffer[stop + 1] == 32):
-            stop += 1
+        stop = field_end(buffer, equals, end)
         if same_text(buffer, at, equals, _DELAY):
             row[A_DELAY] = milliseconds(buffer, equals + 1, stop)
         elif same_text(buffer, at, equals, _DELAYS):
@@ -555,9 +571,7 @@ def status(buffer: Bytes, at: int, end: int, row: Ints) -> bool:
         found, word = at, _FORWARDED_AS
     if found >= 0:
         begin = found + len(word)
-        stop = begin
-        while stop < end and (48 <= buffer[stop] <= 57 or 65 <= buffer[stop] <= 90 or 97 <= buffer[stop] <= 122):
-            stop += 1
+        stop = word_end(buffer, begin, end)
         if stop - begin >= 5:
             row[A_NEXT], row[A_NEXT + 1] = begin, stop
     return True

@@ -191,7 +191,7 @@ class Questions:
             asked |= ids
             rows = self._of_recipients(recipients[:RECIPIENTS], ids, arrived)
             mails = _linked(mails, rows)
-            rows = [row for row in rows if _mail(row) in mails]
+            rows = [row for row in rows if mail_of(row) in mails]
             ids = {row[name] for row in rows for name in ("queue_id", "next_queue_id", "message_id")} - {""}
         return Journey(rows, _messages(rows), len(recipients) <= RECIPIENTS)
 
@@ -468,15 +468,21 @@ def _percentiles(classes: Mapping[int, int]) -> list[int | None]:
     return found
 
 
-def _mail(row: Row) -> Mail:
+def mail_of(row: Row) -> Mail:
+    """Give the mail that an attempt was made for."""
     return Mail(row["host"], row["instance"], row["queue_id"], row["arrived"])
+
+
+def _by_mail(rows: Iterable[Row]) -> dict[Mail, list[Row]]:
+    of_mail: dict[Mail, list[Row]] = defaultdict(list)
+    for row in rows:
+        of_mail[mail_of(row)].append(row)
+    return of_mail
 
 
 def _linked(mails: set[Mail], rows: Sequence[Row]) -> set[Mail]:
     """Add the mails that came before or after these, or have the same message id."""
-    of_mail: dict[Mail, list[Row]] = defaultdict(list)
-    for row in rows:
-        of_mail[_mail(row)].append(row)
+    of_mail = _by_mail(rows)
     found = set(mails)
     while True:
         here = [row for mail in found for row in of_mail.get(mail, ())]
@@ -506,9 +512,7 @@ def _leads(row: Row, mail: Mail) -> bool:
 
 def _messages(rows: Sequence[Row]) -> list[Message]:
     """Give the mails of attempts, oldest first."""
-    of_mail: dict[Mail, list[Row]] = defaultdict(list)
-    for row in rows:
-        of_mail[_mail(row)].append(row)
+    of_mail = _by_mail(rows)
     times = {mail: tuple(sorted({row["time"] for row in its})) for mail, its in of_mail.items()}
     return [
         Message(times=times[mail], **{name: of_mail[mail][0][name] for name in Message._fields if name != "times"})

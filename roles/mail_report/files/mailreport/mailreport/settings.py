@@ -10,6 +10,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
+CONFIG = Path("/etc/mailreport/mailreport.toml")
+
 
 class SettingsError(ValueError):
     """What is wrong with the file, and where."""

@@ -15,12 +15,11 @@ from flask import Flask, Response, request
 from mailreport import engines
 from mailreport.lake import Lake
 from mailreport.questions import Questions
-from mailreport.settings import Settings
+from mailreport.settings import CONFIG, Settings
 from mailreport.web import views
 from mailreport.web.audit import Audit
 from mailreport.web.auth import Lockout, Proxy, Sessions, Users
 
-SETTINGS = "/etc/mailreport/mailreport.toml"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -35,7 +34,7 @@ _HEADERS = {
 
 def read_settings() -> Settings:
     """Read the settings, from where the environment says if it does."""
-    return Settings.read(Path(os.environ.get("MAILREPORT_SETTINGS", SETTINGS)))
+    return Settings.read(Path(os.environ.get("MAILREPORT_SETTINGS", CONFIG)))
 
 
 def create_app(settings: Settings | None = None, questions: Questions | None = None) -> Flask:

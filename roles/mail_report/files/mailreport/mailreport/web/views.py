@@ -21,7 +21,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from mailreport import output, raw
 from mailreport.engines import EngineError
 from mailreport.lake import ATTEMPTS, DIMENSIONS, OUTCOMES, REJECTS
-from mailreport.questions import Freshness, Journey, Message, Questions, Row
+from mailreport.questions import Freshness, Journey, Message, Questions, Row, mail_of
 from mailreport.settings import Settings
 from mailreport.web import auth, charts, forms
 from mailreport.web.audit import Audit, Entry
@@ -257,11 +257,10 @@ def mail() -> str:
 
 def stops_of(journey: Journey, with_lines: bool) -> list[Stop]:
     """Give the hosts of a journey, each with its attempts."""
-    identity = ("host", "instance", "queue_id", "arrived")
     return [
         Stop(
             message,
-            [row for row in journey.attempts if all(row[name] == getattr(message, name) for name in identity)],
+            [row for row in journey.attempts if mail_of(row) == message[:4]],
             list(raw.lines(state().settings.logs, message)) if with_lines else None,
         )
         for message in journey.messages
