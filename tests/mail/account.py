@@ -34,12 +34,26 @@ def rows(paths: list[Path]) -> Iterator[list[str]]:
                     yield line.split()
 
 
-def account(acknowledged: list[Path], sinks: list[Path], queues: list[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Join the logs. Gives the counts, and the ids behind them."""
+def spread(delays: list[float]) -> dict[str, float | None]:
+    """Give the median, the 99th percentile and the longest of delays in seconds."""
+    values = sorted(delays)
+    return {"p50": quantile(values, 0.5), "p99": quantile(values, 0.99), "max": values[-1] if values else None}
+
+
+def account(
+    acknowledged: list[Path], sinks: list[Path], queues: list[Path], warm: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Join the logs. Gives the counts, and the ids behind them.
+
+    The delays of mails that were acknowledged before the time ``warm`` are told apart.
+    """
     domain: dict[str, str] = {}
     tries: dict[str, int] = {}
-    for _time, name, of, tried in rows(acknowledged):
+    early: set[str] = set()
+    for moment, name, of, tried in rows(acknowledged):
         domain[name], tries[name] = of, int(tried)
+        if float(moment) < warm:
+            early.add(name)
     runs = set(map(load_id.run_of, domain))
     copies: Counter[str] = Counter()
     bounced: set[str] = set()
@@ -74,12 +88,13 @@ def account(acknowledged: list[Path], sinks: list[Path], queues: list[Path]) -> 
         name: {kind: sum(domain.get(one) == name for one in sets[kind]) for kind in list(sets)[:6]}
         for name in sorted(set(domain.values()))
     }
-    good = sorted(delay for name, delay in delays.items() if domain.get(name) == "good")
+    good = {name: delay for name, delay in delays.items() if domain.get(name) == "good"}
     counts = {
         **{kind: len(names) for kind, names in sets.items()},
         "extra_copies": sum(copies[name] - 1 for name in sets["duplicated"]),
         "domains": domains,
-        "good_delay": {"p50": quantile(good, 0.5), "p99": quantile(good, 0.99), "max": good[-1] if good else None},
+        "good_delay": spread([delay for name, delay in good.items() if name not in early]),
+        "good_delay_at_start": spread([delay for name, delay in good.items() if name in early]),
     }
     return counts, {kind: sorted(names) for kind, names in sets.items()}
 
@@ -90,9 +105,10 @@ def main() -> None:
     parser.add_argument("--acknowledged", type=Path, nargs="+", required=True, help="logs of submit.py")
     parser.add_argument("--sink", type=Path, nargs="+", required=True, help="logs of sink.py")
     parser.add_argument("--queued", type=Path, nargs="*", default=[], help="output of queues.py ids on the mail hosts")
+    parser.add_argument("--warm", type=float, default=0, help="time at which every server had started")
     parser.add_argument("--sets", type=Path, help="file to write the ids behind each count to, as JSON")
     options = parser.parse_args()
-    counts, sets = account(options.acknowledged, options.sink, options.queued)
+    counts, sets = account(options.acknowledged, options.sink, options.queued, options.warm)
     if options.sets:
         options.sets.write_text(json.dumps(sets) + "\n")
     print(json.dumps(counts, indent=2))
