@@ -74,7 +74,8 @@ class Submitters:
 
     def deliver(self, session: Session, name: str, domain: str, due: float) -> None:
         """Try one mail until it is acknowledged, refused, or too old."""
-        recipient = f"{name}@{domain}.{self.options.zone}"
+        one_of = self.options.many.get(domain, 0)
+        recipient = f"{name}@{domain}{random.randint(1, one_of) if one_of else ''}.{self.options.zone}"
         give_up = time.monotonic() + self.options.give_up
         for tries in itertools.count(1):
             text = (
@@ -176,6 +177,11 @@ def mix(text: str) -> dict[str, float]:
     return shares
 
 
+def many(text: str) -> dict[str, int]:
+    """Read how many domains a name stands for."""
+    return {name: int(count) for name, _equals, count in (part.partition("=") for part in text.split(","))}
+
+
 def write(path: str, report: dict[str, Any]) -> None:
     """Write a file that a reader finds whole."""
     part = Path(f"{path}.part")
@@ -190,6 +196,7 @@ def main() -> None:
     parser.add_argument("--log", required=True, help="file that acknowledged mails are added to")
     parser.add_argument("--report", required=True, help="file that the counts are written to each second, as JSON")
     parser.add_argument("--mix", type=mix, default={"good": 1.0}, help="shares of domains: good=0.9,defer=0.1")
+    parser.add_argument("--many", type=many, default={}, help="names that stand for domains with numbers: drop=50")
     parser.add_argument("--rate", type=float, default=150, help="mails a second")
     parser.add_argument("--count", type=float, default=float("inf"), help="end after so many mails")
     parser.add_argument("--duration", type=float, default=float("inf"), help="end after so many seconds")
