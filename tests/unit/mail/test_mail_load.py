@@ -111,6 +111,22 @@ def test_the_rate_is_kept(lab):
     assert 1.9 < report["seconds"] < 3
 
 
+def test_delays_at_the_start_are_told_apart(lab):
+    lab.submit("--rate=100", "--count=10")
+    acknowledged = [line.split() for line in lab.acknowledged.read_text().splitlines()]
+    delays = {name: float(delay) for _time, _kind, name, _host, delay in lab.lines()}
+    warm = sorted(float(moment) for moment, *_rest in acknowledged)[4]
+    early = [delays[name] for moment, name, *_rest in acknowledged if float(moment) < warm]
+    result = lab.account(f"--warm={warm:.6f}")
+    assert result["good_delay_at_start"]["max"] == max(early)
+    assert result["good_delay"]["max"] == max(delay for delay in delays.values() if delay not in early)
+
+
+def test_a_name_may_stand_for_many_domains(lab):
+    report = lab.submit("--rate=400", "--count=20", "--many=good=3")
+    assert report["refused"] == 20  # the sink knows good.sink.test, and not good1 to good3
+
+
 def test_a_killed_sink_loses_nothing(lab):
     def crash() -> None:
         time.sleep(1)

@@ -199,10 +199,8 @@ def _print_journey(journey: Journey, lines: Mapping[Message, Sequence[str]]) -> 
         client = f" by {mail.client}[{mail.client_address}]" if mail.client else ""
         print(output.visible(f"{mail.host}/{mail.queue_id} took {mail.message_id} of <{mail.sender}>{client}"))
         print(f"  at {_local(mail.arrived)}, {mail.size} bytes for {mail.recipients}")
-        rows = [row for row in journey.attempts if mail_of(row) == mail[:4]]
-        _print_rows(
-            [f"  {STEPS[0]}", *STEPS[1:]], [["  " + _cell(row[STEPS[0]]), *_cells(row, STEPS[1:])] for row in rows]
-        )
+        rows = [["  " + _cell(row[STEPS[0]]), *_cells(row, STEPS[1:])] for row in journey.attempts_of(mail)]
+        _print_rows([f"  {STEPS[0]}", *STEPS[1:]], rows)
         for line in lines.get(mail, ()):
             print(f"  | {output.visible(line)}")
     if not journey.complete:

@@ -112,6 +112,10 @@ class Journey(NamedTuple):
     messages: list[Message]
     complete: bool  # whether all of its recipients are shown
 
+    def attempts_of(self, message: Message) -> list[Row]:
+        """Give the attempts that one host made for it."""
+        return [row for row in self.attempts if mail_of(row) == message[:4]]
+
 
 @dataclass
 class Point:

@@ -21,7 +21,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from mailreport import output, raw
 from mailreport.engines import EngineError
 from mailreport.lake import ATTEMPTS, DIMENSIONS, OUTCOMES, REJECTS
-from mailreport.questions import Freshness, Journey, Message, Questions, Row, mail_of
+from mailreport.questions import Freshness, Journey, Message, Questions, Row
 from mailreport.settings import Settings
 from mailreport.web import auth, charts, forms
 from mailreport.web.audit import Audit, Entry
@@ -260,7 +260,7 @@ def stops_of(journey: Journey, with_lines: bool) -> list[Stop]:
     return [
         Stop(
             message,
-            [row for row in journey.attempts if mail_of(row) == message[:4]],
+            journey.attempts_of(message),
             list(raw.lines(state().settings.logs, message)) if with_lines else None,
         )
         for message in journey.messages
