@@ -23,7 +23,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 duckdb = pytest.importorskip("duckdb")
 
-from mailreport.lake import ATTEMPTS, REJECTS, UNPARSED, Lake, replacing  # noqa: E402
+from mailreport.lake import ATTEMPTS, REJECTS, UNPARSED, Lake, Lakes, replacing  # noqa: E402
 from mailreport.rollup import SQL as ROLLUP  # noqa: E402
 
 COMPACTED, IN_HOURS, TODAY = (date(2026, 11, day) for day in (19, 20, 21))
@@ -240,10 +240,30 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     for _turn in range(MAILS):
         maker.mail()
     rejects, unparsed = rejects_and_unparsed()
-    attempts = pa.Table.from_pylist(maker.attempts, ATTEMPTS)
+    fill(lake, maker.attempts, rejects, unparsed)
+    return Small(lake, maker.attempts, rejects, unparsed)
+
+
+@pytest.fixture(scope="session")
+def halves(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Lakes:
+    """The same rows in the lakes of two log hosts, each of which has the logs of some mail hosts."""
+    lakes = Lakes(tmp_path_factory.mktemp("halves"))
+    for number, name in enumerate(("log-01", "log-02")):
+        mine = [[row for row in rows if (row["host"][-1] == "2") == bool(number)] for rows in small[1:]]
+        assert all(mine)
+        fill(Lake(lakes.root / name), *mine)
+    (lakes.root / "log-03").mkdir()  # it has no mail yet
+    return lakes
+
+
+def fill(
+    lake: Lake, attempts: list[dict[str, Any]], rejects: list[dict[str, Any]], unparsed: list[dict[str, Any]]
+) -> None:
+    """Write all that a lake has."""
     with duckdb.connect() as engine:
-        rollups = engine.register("attempts", attempts).sql(ROLLUP).to_arrow_table()
-    write(lake, "attempts", ATTEMPTS, maker.attempts)
+        table = pa.Table.from_pylist(attempts, ATTEMPTS)
+        rollups = engine.register("attempts", table).sql(ROLLUP).to_arrow_table()
+    write(lake, "attempts", ATTEMPTS, attempts)
     write(lake, "rejects", REJECTS, rejects)
     write(lake, "unparsed", UNPARSED, unparsed)
     write(lake, "rollups", rollups.schema, rollups.to_pylist())
@@ -253,4 +273,3 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     manifest = lake.day("manifests", TODAY) / "hour=01.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps({}))
-    return Small(lake, maker.attempts, rejects, unparsed)

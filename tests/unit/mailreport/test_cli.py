@@ -261,7 +261,7 @@ def test_ingest_makes_hours_and_doctor_is_content(site: Path, capsys: pytest.Cap
 
     code, said = run("doctor")
     assert code == 2
-    assert "ERROR    duckdb finds nothing of the last week in the lake\n         Run `mailreport ingest`" in said
+    assert "WARNING  duckdb finds no mail of the last week in the lake\n         Send one. Run" in said
     assert "hours of logs are not in the lake: " in said
     assert run("ingest") == (0, "5 hours were made.\n")
     assert run("ingest") == (0, "All hours were made before.\n")

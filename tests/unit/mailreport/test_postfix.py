@@ -392,7 +392,7 @@ def real(request) -> bytes:
 
 
 @pytest.mark.skipif(not shutil.which("pflogsumm"), reason="pflogsumm is not installed")
-def test_real_logs_count_as_with_pflogsumm(real, tmp_path) -> None:
+def test_real_logs_count_as_with_pflogsumm(real, tmp_path, request) -> None:
     (tmp_path / "log").write_bytes(real)
     output = subprocess.run(["pflogsumm", tmp_path / "log"], capture_output=True, check=True).stdout.decode("latin-1")
 
@@ -403,7 +403,9 @@ def test_real_logs_count_as_with_pflogsumm(real, tmp_path) -> None:
 
     statuses = postfix.parse(real, "h", year=2026).attempts.column("status").to_pylist()
     ours = (statuses.count("sent"), statuses.count("deferred"), statuses.count("bounced"))
-    assert ours == (count("delivered") + count("forwarded"), count("deferred"), count("bounced"))
+    theirs = (count("delivered") + count("forwarded"), count("deferred"), count("bounced"))
+    print(f"{request.node.callspec.id:60} sent, deferred, bounced: {ours}, pflogsumm {theirs}")  # shown by -rP
+    assert ours == theirs
 
 
 def test_no_delivery_in_real_logs_is_unparsed(real) -> None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from mailreport import rollup
 from mailreport.engines import DuckDB, EngineError
-from mailreport.lake import ATTEMPTS, BUCKET, OUTCOMES, ROLLUPS, Lake
+from mailreport.lake import ATTEMPTS, BUCKET, OUTCOMES, ROLLUPS, Lake, Lakes
 from mailreport.questions import (
     ATTEMPT_KEY,
     EPOCH,
@@ -35,10 +35,11 @@ BEGIN, END = datetime(2026, 11, 19), datetime(2026, 11, 22)
 Row = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def questions(small: Any) -> Questions:
-    """Questions to the small lake."""
-    return Questions(small.lake, DuckDB(small.lake.root))
+@pytest.fixture(scope="module", params=["a lake", "lakes of two log hosts"])
+def questions(small: Any, halves: Lakes, request: pytest.FixtureRequest) -> Questions:
+    """Questions to the small lake, in one or in two."""
+    lake = small.lake if request.param == "a lake" else halves
+    return Questions(lake, DuckDB(lake.root))
 
 
 def newest_first(rows: Sequence[Row], key: Sequence[str] = ATTEMPT_KEY) -> list[Row]:

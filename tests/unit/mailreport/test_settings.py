@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mailreport import settings as program
 from mailreport.settings import Settings, SettingsError
 
 NEEDED = 'logs = "/l"\nlake = "/p"\n'
@@ -51,6 +52,7 @@ def test_values_have_their_types(tmp_path: Path) -> None:
         (f'{NEEDED}[web]\nkey = "k"', "web.key: 'k' is not the whole path of a file."),
         (f'{NEEDED}[web]\nkey = "/k"', "web.certificate and web.key: give both or none."),
         (f"{NEEDED}[web]\nrow = 1", "web.row: there is no such setting."),
+        (f'{NEEDED}engine_url_file = "/nowhere"', "engine_url_file: /nowhere: No such file or directory."),
         ("logs =", "not TOML: "),
     ],
 )
@@ -63,3 +65,21 @@ def test_errors_name_file_and_key(tmp_path: Path, text: str, said: str) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"none\.toml: No such file or directory\."):
         Settings.read(tmp_path / "none.toml")
+
+
+def test_an_address_with_a_password_may_have_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("https://u:p@clickhouse:8443\n")
+    settings = read(tmp_path, f'{NEEDED}engine = "clickhouse"\nengine_url_file = "{tmp_path}/url"\n')
+    assert settings.engine_url == "https://u:p@clickhouse:8443"
+
+
+def test_a_file_is_checked_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new.toml"
+    monkeypatch.setattr("sys.argv", ["settings", str(path)])
+    path.write_text(NEEDED)
+    assert program.main() == 0
+    path.write_text("logs = 1")
+    assert program.main() == 1
+    assert f"{path}: " in capsys.readouterr().err

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from mailreport import doctor, engines, ingest, maintain, output, raw
-from mailreport.lake import ATTEMPTS, DIMENSIONS, OUTCOMES, REJECTS, Lake
+from mailreport import engines, output, raw
+from mailreport.lake import ATTEMPTS, DIMENSIONS, OUTCOMES, REJECTS
 from mailreport.questions import Journey, Mail, Message, Page, Questions, Row, Search, mail_of
 from mailreport.settings import CONFIG, Settings, SettingsError
 
@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_ingest(settings: Settings, given: argparse.Namespace) -> int:
     """Bring logs into the lake, and keep the lake in order."""
+    from mailreport import ingest, maintain  # they bring the compiler, which no question needs
+
     if given.files:
         if not given.host:
             given.refuse("name the host that wrote the files: --host")
@@ -84,7 +86,7 @@ def _progress(text: str) -> None:
 
 def run_search(settings: Settings, given: argparse.Namespace) -> int:
     """Print attempts, or mails that were not taken."""
-    questions = _questions(settings)
+    questions = Questions.of(settings)
     names, shown = (REJECTS.names, REFUSED) if given.rejects else (ATTEMPTS.names, SEARCHED)
     rows = _rows(questions.rejects if given.rejects else questions.search, _search(given), given.limit)
     if given.format == "json":
@@ -100,7 +102,7 @@ def run_search(settings: Settings, given: argparse.Namespace) -> int:
 def run_trace(settings: Settings, given: argparse.Namespace) -> int:
     """Print what happened to a mail on all its hosts."""
     found = False
-    for journey in _journeys(_questions(settings), given):
+    for journey in _journeys(Questions.of(settings), given):
         found = True
         lines = {mail: list(raw.lines(settings.logs, mail)) for mail in journey.messages} if given.raw else {}
         if given.format == "json":
@@ -115,7 +117,7 @@ def run_trace(settings: Settings, given: argparse.Namespace) -> int:
 
 def run_stats(settings: Settings, given: argparse.Namespace) -> int:
     """Print how attempts ended, how long they took, and where most fail."""
-    questions = _questions(settings)
+    questions = Questions.of(settings)
     total = questions.total(given.since, given.until, given.by, given.key)
     tops = {name: questions.top(given.since, given.until, name, given.top, given.limit) for name in TOPS}
     if given.format == "json":
@@ -145,17 +147,15 @@ def run_stats(settings: Settings, given: argparse.Namespace) -> int:
 
 def run_doctor(settings: Settings, given: argparse.Namespace) -> int:
     """Print what is wrong, and what to do; the exit code is the worst: 1 a warning, 2 an error."""
+    from mailreport import doctor  # as above
+
     worst = doctor.OK
-    for finding in doctor.examine(settings, _questions(settings), given.now):
+    for finding in doctor.examine(settings, Questions.of(settings), given.now):
         print(f"{('ok', 'WARNING', 'ERROR')[finding.level]:8} {output.visible(finding.what)}")
         if finding.do:
             print(f"{'':8} {finding.do}")
         worst = max(worst, finding.level)
     return worst
-
-
-def _questions(settings: Settings) -> Questions:
-    return Questions(Lake(settings.lake), engines.connect(settings))
 
 
 def _search(given: argparse.Namespace) -> Search:

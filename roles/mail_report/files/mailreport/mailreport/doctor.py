@@ -139,7 +139,7 @@ def _answers(questions: Questions, now: datetime) -> Finding:
             ERROR, f"{name} gives no answer: {error}", "Look at the settings engine, engine_url and engine_lake."
         )
     if not hosts:
-        return Finding(ERROR, f"{name} finds nothing of the last week in the lake", INGEST)
+        return Finding(WARNING, f"{name} finds no mail of the last week in the lake", f"Send one. {INGEST}")
     newest = max(hosts.values())
     what = f"{name} answers; the newest attempt is of {newest:%F %T} UTC"
     if now - newest > 2 * HOUR + LATE:

@@ -51,10 +51,10 @@ def connect(settings: Settings) -> Engine:
     """Give the engine that the settings choose."""
     seconds = settings.web.timeout_s
     if settings.engine == "clickhouse":
-        return ClickHouse(over_http(settings.engine_url), settings.lake, settings.engine_lake, seconds)
+        return ClickHouse(over_http(settings.engine_url), settings.asked, settings.engine_lake, seconds)
     if settings.engine == "spark":
-        return Spark(spark_session(settings.engine_url), settings.lake, settings.engine_lake)
-    return DuckDB(settings.lake, settings.memory, settings.workers or os.cpu_count() or 1, seconds)
+        return Spark(spark_session(settings.engine_url), settings.asked, settings.engine_lake)
+    return DuckDB(settings.asked, settings.memory, settings.workers or os.cpu_count() or 1, seconds)
 
 
 class DuckDB:

@@ -99,14 +99,19 @@ class Hours:
         """Make the hours that are over and not done, and those that changed since; give them."""
         now = now or datetime.now(UTC).replace(tzinfo=None)
         done = []
+        carried: dict[str, str] = {}  # what the hours until then carried on, by host
         with self.lock("ingest"):
             shutil.rmtree(self.temporary, ignore_errors=True)
             for hour, sources in self.sources().items():
                 if hour + HOUR > now:
                     break
-                if not self.is_done(hour, sources):
+                # The hours before the first one are no longer there, what they carried on is.
+                carried |= {host: _digest(self.carried(host, hour)) for host in sources.keys() - carried.keys()}
+                if not self.is_done(hour, sources, carried):
                     self.make(hour, sources, progress)
                     done.append(hour)
+                entries = json.loads(self.manifest(hour).read_text())["hosts"]
+                carried |= {host: entry["carried_out"] for host, entry in entries.items()}
         return done
 
     @contextmanager
@@ -117,14 +122,14 @@ class Hours:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def is_done(self, hour: datetime, sources: Mapping[str, Source]) -> bool:
-        """Tell if the hour was made from what is there now."""
+    def is_done(self, hour: datetime, sources: Mapping[str, Source], carried: Mapping[str, str]) -> bool:
+        """Tell if the hour was made from what is there now, and from what was carried on to it."""
         try:
             manifest = json.loads(self.manifest(hour).read_text())
         except FileNotFoundError:
             return False
         made = {host: (entry["bytes"], entry["carried_in"]) for host, entry in manifest["hosts"].items()}
-        return made == {host: (source.size, _digest(self.carried(host, hour))) for host, source in sources.items()}
+        return made == {host: (source.size, carried[host]) for host, source in sources.items()}
 
     def manifest(self, hour: datetime) -> Path:
         """Give the file that tells what an hour was made from."""

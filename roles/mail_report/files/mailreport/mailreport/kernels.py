@@ -9,12 +9,21 @@ between the parentheses at the end of a line, and is not looked into but for ``q
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from numba import njit
-from numpy.typing import NDArray
+# What was compiled is kept beside the program, as far as who runs it may write there, or where systemd makes room for
+# its services. Else each process compiles anew. Numba reads it when it is imported.
+_KEPT = os.environ.setdefault(
+    "NUMBA_CACHE_DIR",
+    "" if os.access(Path(__file__).parent, os.W_OK) else "/var/cache/mailreport",
+)
+
+import numpy as np  # noqa: E402
+from numba import njit  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -97,7 +106,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _jit(function: F) -> F:
     """Compile a function; the result is kept on disk, and threads run it side by side."""
-    compiled: Any = njit(cache=True, nogil=True)(function)
+    compiled: Any = njit(cache=not _KEPT or os.access(_KEPT, os.W_OK), nogil=True)(function)
     return compiled
 
 

@@ -149,6 +149,13 @@ class Lake:
             day += timedelta(days=1)
         return found
 
+    def newest_hour(self) -> datetime | None:
+        """Give the newest hour that is closed."""
+        for day in sorted((self.root / "manifests").glob("day=*"), reverse=True):
+            for hour in sorted(day.glob("hour=??.json"), reverse=True):
+                return datetime.strptime(f"{day.name} {hour.name}", "day=%Y-%m-%d hour=%H.json")
+        return None
+
     def _files_of(self, table: str, day: date) -> Iterator[tuple[datetime, Path]]:
         """Give start and path of the files of a day that count."""
         folder = self.day(table, day)
@@ -164,6 +171,25 @@ class Lake:
         for name in names:
             if (match := _HOUR.fullmatch(name)) and (name in closed or f"hour={match['hour']}.parquet" not in closed):
                 yield start + timedelta(hours=int(match["hour"])), folder / name
+
+
+class Lakes:
+    """The lakes of several log hosts, as folders of one. Each mail host is in one of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def files(self, table: str, begin: datetime, end: datetime) -> list[Path]:
+        """Give the files of all lakes that hold all rows from begin to end (not included), and maybe more."""
+        return [path for lake in self._lakes() for path in lake.files(table, begin, end)]
+
+    def newest_hour(self) -> datetime | None:
+        """Give the newest hour that all lakes have closed."""
+        return min((hour for lake in self._lakes() if (hour := lake.newest_hour())), default=None)
+
+    def _lakes(self) -> list[Lake]:
+        """Give those that have a mail: one may be new."""
+        return [Lake(folder.parent) for folder in sorted(self.root.glob("*/attempts"))]
 
 
 def _ends(path: Path, start: datetime) -> datetime:

@@ -16,10 +16,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from mailreport.engines import Engine, EngineError
-from mailreport.lake import ATTEMPTS, BUCKET, DIMENSIONS, OUTCOMES, REJECTS, Lake
+from mailreport.engines import Engine, EngineError, connect
+from mailreport.lake import ATTEMPTS, BUCKET, DIMENSIONS, OUTCOMES, REJECTS, Lake, Lakes
+from mailreport.settings import Settings
 
 Row = dict[str, Any]
 
@@ -151,11 +152,17 @@ class Freshness(NamedTuple):
 
 
 class Questions:
-    """Questions to one lake."""
+    """Questions to a lake, or to those of several log hosts."""
 
-    def __init__(self, lake: Lake, engine: Engine) -> None:
+    def __init__(self, lake: Lake | Lakes, engine: Engine) -> None:
         self.lake = lake
         self.engine = engine
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Put questions to what the settings name."""
+        lake = Lakes(settings.lakes) if settings.lakes else Lake(settings.lake)
+        return cls(lake, connect(settings))
 
     def search(self, search: Search, limit: int = 100, after: str = "") -> Page:
         """Give attempts, newest first.
@@ -267,7 +274,7 @@ class Questions:
         hosts = {row["key"]: row["newest"] for row in self._ask("rollups", now - WEEK, now + WEEK, sql, {})}
         sql = "SELECT host, MAX(time) AS newest FROM attempts GROUP BY host"
         hosts |= {row["host"]: row["newest"] for row in self._ask("attempts", now - HOUR, now + HOUR, sql, {})}
-        return Freshness(hosts, _newest_manifest(self.lake))
+        return Freshness(hosts, self.lake.newest_hour())
 
     def _page(
         self, table: str, names: Sequence[str], key: Sequence[str], search: Search, limit: int, after: str
@@ -522,11 +529,3 @@ def _messages(rows: Sequence[Row]) -> list[Message]:
         Message(times=times[mail], **{name: of_mail[mail][0][name] for name in Message._fields if name != "times"})
         for mail in sorted(of_mail, key=lambda mail: (mail.arrived, times[mail], mail))
     ]
-
-
-def _newest_manifest(lake: Lake) -> datetime | None:
-    """Give the newest hour that is closed."""
-    for day in sorted((lake.root / "manifests").glob("day=*"), reverse=True):
-        for hour in sorted(day.glob("hour=??.json"), reverse=True):
-            return datetime.strptime(f"{day.name} {hour.name}", "day=%Y-%m-%d hour=%H.json")
-    return None

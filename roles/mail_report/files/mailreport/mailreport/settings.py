@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -48,6 +49,7 @@ class Settings:
 
     logs: Path  # holds <host>/2026-11-21T14.log
     lake: Path
+    lakes: Path | None = None  # a folder with the lakes of several log hosts, to answer from all
     handover: tuple[str, ...] = ()  # names or addresses of relays that are hosts of our own
     keep_days: int = 30
     keep_bytes: int = 0  # 0 for no limit
@@ -55,8 +57,14 @@ class Settings:
     memory: str = "2GB"
     engine: Literal["duckdb", "clickhouse", "spark"] = "duckdb"
     engine_url: str = ""
-    engine_lake: str = ""  # where the engine's server has the lake; "" for the same place
+    engine_url_file: Path | None = None  # that holds engine_url, as that may have a password in it
+    engine_lake: str = ""  # where the engine's server has the lake or the lakes; "" for the same place
     web: WebSettings = field(default_factory=WebSettings)
+
+    @property
+    def asked(self) -> Path:
+        """Give the folder that questions are about."""
+        return self.lakes or self.lake
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -71,6 +79,14 @@ class Settings:
         except ValueError as error:
             raise SettingsError(f"{path}: not TOML: {error}") from error
         settings: Self = _made(cls, content, f"{path}: ")
+        if settings.engine_url_file:
+            try:
+                url = settings.engine_url_file.read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise SettingsError(
+                    f"{path}: engine_url_file: {settings.engine_url_file}: {error.strerror}."
+                ) from error
+            settings = replace(settings, engine_url=url)
         if settings.engine != "duckdb" and not settings.engine_url:
             raise SettingsError(f"{path}: engine_url: say where {settings.engine} is.")
         if (settings.web.certificate is None) != (settings.web.key is None):
@@ -113,3 +129,18 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 
 
 _WANTED = {int: "a number from 0", str: "a text", tuple[str, ...]: "a list of texts", WebSettings: "a table"}
+
+
+def main() -> int:
+    """Check the files that are named; give 1 if one is refused."""
+    try:
+        for name in sys.argv[1:]:
+            Settings.read(Path(name))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from flask import Flask, Response, request
 
-from mailreport import engines
-from mailreport.lake import Lake
 from mailreport.questions import Questions
 from mailreport.settings import CONFIG, Settings
 from mailreport.web import views
@@ -52,7 +50,7 @@ def create_app(settings: Settings | None = None, questions: Questions | None = N
     app.session_interface = Sessions()
     app.extensions["mailreport"] = views.State(
         settings=settings,
-        ask=cache(lambda: questions or Questions(Lake(settings.lake), engines.connect(settings))),
+        ask=cache(lambda: questions or Questions.of(settings)),
         users=Users(web.users_file),
         lockout=Lockout(web.lockout_file, web.lockout_tries, web.lockout_minutes),
         audit=Audit(web.audit_log),
