@@ -95,7 +95,7 @@ def test_changelog_is_in_order() -> None:
     [
         ("module", [path.stem for path in ROOT.glob("plugins/modules/*.py")]),
         ("filter", [path.stem for path in ROOT.glob("plugins/filter/*.yml")]),
-        ("role", [path.parents[1].name for path in ROOT.glob("roles/*/meta/argument_specs.yml")]),
+        ("role", [path.name for path in ROOT.glob("roles/*")]),
     ],
 )
 def test_documentation_renders(kind: str, names: list[str]) -> None:

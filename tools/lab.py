@@ -131,6 +131,26 @@ def _pull(image: str) -> bool:
     return done.returncode == 0
 
 
+def make_wheels() -> str:
+    """Fetch the libraries of the mail report, for test hosts that reach no package index.
+
+    They suit this Python, and so that of the stand-ins.
+    """
+    folder = CACHE / "wheels"
+    project = ROOT / "roles/mail_report/files/mailreport"
+    locks = [project / "requirements-build.txt", project / "requirements.txt"]
+    wanted = "".join(lock.read_text() for lock in locks)
+    stamp = folder / ".requirements.txt"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return "up to date"
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = (sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--require-hashes")
+    for lock in locks:
+        run(*pip, "--only-binary=:all:", "--dest", folder, "--requirement", lock)
+    stamp.write_text(wanted)
+    return "fetched"
+
+
 def make_sources() -> str:
     """Fetch the source archives that the test hosts build from."""
     return output(sys.executable, ROOT / "tests/sources/fetch.py", CACHE / "sources")
@@ -145,9 +165,11 @@ def prepare(timings: Timings) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:  # one waits for the network while another compiles
         venv = pool.submit(timings.run, "venv", make_venv)
         sources = pool.submit(timings.run, "sources", make_sources)
+        wheels = pool.submit(timings.run, "wheels", make_wheels)
         images = pool.submit(timings.run, "images", make_images)
         venv.result()
         sources.result()
+        wheels.result()
         image_env = images.result()
     assert isinstance(image_env, dict)
     return environment() | image_env
@@ -159,6 +181,7 @@ def environment() -> dict[str, str]:
         "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
         "TENFOLD_CACHE": str(CACHE),
         "TENFOLD_SOURCES": str(CACHE / "sources"),
+        "TENFOLD_WHEELS": str(CACHE / "wheels"),
         "ANSIBLE_HOME": str(CACHE / "ansible"),
         "ANSIBLE_COLLECTIONS_PATH": str(CACHE / "collections"),
         "MOLECULE_COMMAND_BORDERS": "false",  # they break the tables of a play
