@@ -109,6 +109,7 @@ def make_images() -> dict[str, str]:
     build = ROOT / "tests/images/build.py"
     wanted = os.environ.get("EL") or "auto"
     image = EL_IMAGES.get(wanted, wanted)
+    wheels = ""  # a real image has another Python, and fetches what suits that
     if wanted == "auto":
         image = EL_IMAGES["rocky9"] if _pull(EL_IMAGES["rocky9"]) else STAND_IN
     elif wanted != STAND_IN and not _pull(image):
@@ -116,7 +117,9 @@ def make_images() -> dict[str, str]:
     if image == STAND_IN:
         print("    no registry of images answers: the RHEL family is a stand-in", flush=True)
         image = output(sys.executable, build, STAND_IN)
+        wheels = str(CACHE / "wheels")
     return {
+        "TENFOLD_WHEELS": wheels,
         "TENFOLD_IMAGE_EL": image,
         "TENFOLD_CONTRACT_IMAGE": image,
         "TENFOLD_IMAGE_DEBIAN": output(sys.executable, build, "debian"),
@@ -181,7 +184,6 @@ def environment() -> dict[str, str]:
         "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
         "TENFOLD_CACHE": str(CACHE),
         "TENFOLD_SOURCES": str(CACHE / "sources"),
-        "TENFOLD_WHEELS": str(CACHE / "wheels"),
         "ANSIBLE_HOME": str(CACHE / "ansible"),
         "ANSIBLE_COLLECTIONS_PATH": str(CACHE / "collections"),
         "MOLECULE_COMMAND_BORDERS": "false",  # they break the tables of a play
