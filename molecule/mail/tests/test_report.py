@@ -137,7 +137,8 @@ def test_only_what_changed_is_restarted(log_host: Any, play: Callable[..., Any])
     before = started(log_host)
     assert play("report", "--limit=log-01").changes == 0
     other = {"mail_report_users": [{"name": USER, "password": "another long one"}]}
-    assert play("report", "--limit=log-01", **other).changes == 1
+    for only_told in (["--check"], []):
+        assert play("report", "--limit=log-01", *only_told, **other).changes == 1
     assert started(log_host) == before  # the page sees by itself who may log in
     log_host.check_output("echo >> /etc/pki/tls/certs/report.crt")
     assert play("report", "--limit=log-01").changes == 3  # the users as before, the restart, its note
