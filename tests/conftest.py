@@ -26,13 +26,9 @@ INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")  # of which two large 
 OTHERS = pytest.StashKey[Semaphore]()
 
 
-def tested(scenario: Path) -> int:
-    """Give how much a scenario tests, in bytes."""
-    return sum(path.stat().st_size for path in scenario.rglob("test_*.py"))
-
-
-# The longest first, as two run at a time: a long one at the end would run alone.
-SCENARIOS = [path.parent.name for path in sorted(ROOT.glob("molecule/*/molecule.yml"), key=lambda p: -tested(p.parent))]
+# Scenarios with many hosts begin first, as two run at a time: a long one at the end would run alone.
+LONGEST = ("mail", "pool", "site")
+SCENARIOS = [*LONGEST, *sorted({path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")} - set(LONGEST))]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -165,7 +165,7 @@ def test_refused_mail_is_bounced_to_its_sender_and_a_second_try_is_made_by_the_f
 
 def test_hosts_leave_and_return_without_a_failed_submission(tmp_path):
     leaving = [PRIMARIES[1], FALLBACKS[1]]
-    with load("leaving", tmp_path) as counts:
+    with load("leaving", tmp_path, f"--rate 20 --mix {MIX}") as counts:  # more would slow the plays down
         playbook("scale_in", pool_leaving=",".join(leaving))
         for name in leaving:
             assert queue(name) == []
