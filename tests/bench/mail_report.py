@@ -31,7 +31,7 @@ PROJECT = ROOT / "roles/mail_report/files/mailreport"
 sys.path.insert(0, str(PROJECT))
 
 import duckdb  # noqa: E402
-from mailreport import rollup  # noqa: E402
+from mailreport import ingest, rollup  # noqa: E402
 from mailreport.engines import DuckDB  # noqa: E402
 from mailreport.lake import Lake, replacing  # noqa: E402
 from mailreport.questions import HOUR, Questions, Search  # noqa: E402
@@ -45,7 +45,8 @@ FRESH = 5  # processes
 RANGES = 6  # of recipients, in which a day is sorted: all at once would need more memory
 GOALS = {"bytes": 60, "1 h": 50, "24 h": 150, "30 days": 1000, "chart": 100}
 ORDER = "recipient, time, host, queue_id"
-HOW = "(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 16384)"
+HOW = f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ingest.ROW_GROUP})"
+DAY_HOW = f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ingest.DAY_ROW_GROUP})"
 
 # Numbers and texts that depend on a row's number and a salt only.
 MACROS = """
@@ -245,7 +246,7 @@ class Made:
         self.temporary.mkdir(parents=True, exist_ok=True)
         with self.engine() as engine, replacing(whole) as path:
             if table == "rollups":
-                engine.execute(f"COPY (FROM {hours} ORDER BY {order}) TO '{path}' {HOW}")
+                engine.execute(f"COPY (FROM {hours} ORDER BY {order}) TO '{path}' {DAY_HOW}")
                 return
             shares = [number / RANGES for number in range(1, RANGES)]
             row = engine.execute(f"SELECT quantile_disc(recipient, {shares}) FROM {hours} USING SAMPLE 1%").fetchone()
@@ -255,7 +256,7 @@ class Made:
             for part, first, last in zip(parts, edges, edges[1:], strict=False):
                 rows = f"FROM {hours} WHERE recipient >= $first AND recipient < $last ORDER BY {order}"
                 engine.execute(f"COPY ({rows}) TO '{part}' {HOW}", {"first": first, "last": last})
-            engine.execute(f"COPY (FROM read_parquet({parts})) TO '{path}' {HOW}")
+            engine.execute(f"COPY (FROM read_parquet({parts})) TO '{path}' {DAY_HOW}")
 
 
 def link(path: Path, name: Path) -> None:

@@ -35,7 +35,10 @@ from mailreport.lake import TABLES, Lake, replacing
 from mailreport.settings import Settings
 
 HOUR = timedelta(hours=1)
-ROW_GROUP = 16_384  # rows; a look-up of one recipient reads one group of each file
+# Rows. A look-up of one recipient reads a group of each file, and what each file says of all its groups: over a month
+# of days that is most of it.
+ROW_GROUP = 16_384
+DAY_ROW_GROUP = 65_536
 # A log that nobody writes to any more is closed, then compressed. A late line begins another one.
 _LOG = re.compile(r"(\d{4}-\d\d-\d\dT\d\d)(\.log|\.log\.closed|\.log\.gz)")
 _AGE = (".gz", ".closed", ".log")
@@ -237,7 +240,8 @@ def rows_of(files: Iterable[Path]) -> str:
 def save(engine: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     """Write what a query gives."""
     with replacing(path) as temporary:
-        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}"
+        rows = DAY_ROW_GROUP if path.name == "day.parquet" else ROW_GROUP
+        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {rows}"
         engine.execute(f"COPY ({query}) TO {_quoted(temporary)} ({options})")
 
 
