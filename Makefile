@@ -9,7 +9,7 @@ help:
 	@echo '  EL=rocky9             on a real image: rocky9 rocky10 alma9 alma10 ubi9 ubi10, or any reference'
 	@echo 'make bench            the side-by-side figures, as a table and in bench/results/'
 	@echo 'make clean            end and remove what the others made'
-	@echo 'make lock / docs      renew the requirements*.txt / the role pages'
+	@echo 'make lock / docs      renew the requirements*.txt / the role pages and the dashboards'
 
 site:
 	@python3 tools/lab.py site --tags '$(TAGS)'

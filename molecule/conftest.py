@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -17,11 +18,27 @@ from typing import Any
 import pytest
 import testinfra
 import yaml
+from testinfra.backend.ansible import AnsibleBackend
+from testinfra.backend.base import CommandResult
+
+sys.path.insert(0, str(Path(__file__).parent / "shared/connection"))
+import namespaces  # from where Ansible looks for it
 
 INVENTORY = os.environ["MOLECULE_INVENTORY_FILE"].rpartition("/")[0]
 SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
 RECAP = re.compile(r"^(\S+) +: ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", re.MULTILINE)
 FAILURE = re.compile(r"^(?:fatal|failed): \[(\S+?)(?: -> \S+)?\].*=> *\n((?:[ \t].*\n|\n(?=[ \t]))*)", re.MULTILINE)
+
+
+def run_in_namespaces(self: AnsibleBackend, command: str, *arguments: str, **_options: Any) -> CommandResult:
+    """Run a command on a test host. Testinfra would run Ansible for it, as it doesn't know the lab's connection."""
+    command = self.get_command(command, *arguments)
+    variables = self.get_variables()
+    done = namespaces.run(variables["ansible_host"], variables.get("ansible_user", "root"), command)
+    return self.result(done.returncode, self.encode(command), done.stdout, done.stderr)
+
+
+AnsibleBackend.run = run_in_namespaces
 
 
 class Run:

@@ -25,7 +25,7 @@ CACHE = Path(os.environ.get("TENFOLD_CACHE", ROOT / ".cache"))
 VENV = CACHE / "venv"
 STAND_IN = "el-stand-in"
 # Programs that unit tests talk to or compare with.
-DAEMONS = ("memcached", "bind9", "php-cli", "php-memcached", "pflogsumm", "chromium")
+DAEMONS = ("memcached", "bind9", "php-cli", "php-memcached", "pflogsumm", "chromium", "prometheus")
 
 # Images with systemd that a person can name: `make test EL=alma9`. Any other reference is taken as
 # it is. Debian has no well-kept image with systemd, so the lab builds its own from Debian's packages.
@@ -159,6 +159,11 @@ def make_sources() -> str:
     return output(sys.executable, ROOT / "tests/sources/fetch.py", CACHE / "sources")
 
 
+def make_programs() -> str:
+    """Make the archives of Prometheus and its exporters that the test hosts install."""
+    return output(sys.executable, ROOT / "tests/sources/programs.py", CACHE / "programs")
+
+
 def prepare(timings: Timings) -> dict[str, str]:
     """Make all that the site and the tests need.
 
@@ -169,13 +174,14 @@ def prepare(timings: Timings) -> dict[str, str]:
         venv = pool.submit(timings.run, "venv", make_venv)
         sources = pool.submit(timings.run, "sources", make_sources)
         wheels = pool.submit(timings.run, "wheels", make_wheels)
+        programs = pool.submit(make_programs)
         images = pool.submit(timings.run, "images", make_images)
         venv.result()
         sources.result()
         wheels.result()
         image_env = images.result()
     assert isinstance(image_env, dict)
-    return environment() | image_env
+    return environment() | image_env | {"TENFOLD_PROGRAMS": programs.result()}
 
 
 def environment() -> dict[str, str]:
@@ -220,7 +226,7 @@ def bench() -> None:
 
 def make_daemons() -> str:
     """Install the distribution's programs that the unit tests talk to."""
-    if all(map(shutil.which, ("memcached", "named", "php", "pflogsumm", "chromium"))):
+    if all(map(shutil.which, ("memcached", "named", "php", "pflogsumm", "chromium", "prometheus"))):
         return "there already"
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return f"not there: the tests that need them will be skipped; install {', '.join(DAEMONS)} to run them"
@@ -283,7 +289,8 @@ def main() -> int:
                 print(make_venv())
             case "docs":
                 make_venv()
-                run(VENV / "bin/python", "tools/role_pages.py")
+                for program in ("role_pages.py", "dashboards.py"):
+                    run(VENV / "bin/python", f"tools/{program}")
     except (LabError, engine.EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

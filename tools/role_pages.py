@@ -7,7 +7,6 @@ leaves out, and aar-doc keeps choices apart from their variables and has no chec
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import written
 import yaml
 from antsibull_docs_parser import dom
 from antsibull_docs_parser.md import MDFormatter, to_md
 from antsibull_docs_parser.parser import Context, parse
 
-ROOT = Path(__file__).resolve().parent.parent
 LONG = 28  # characters of a default; longer ones stand with the description, where there is room
 
 Options = dict[str, dict[str, Any]]
@@ -97,25 +96,6 @@ def page(role: Path) -> str:
     return template.render(role=f"tenfold.stack.{role.name}", entry_points=specs, tables=tables, row=row)
 
 
-def main() -> int:
-    """Write or check all pages; give the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not current")
-    check = parser.parse_args().check
-    status = 0
-    for spec in sorted(ROOT.glob("roles/*/meta/argument_specs.yml")):
-        role = spec.parent.parent
-        readme = role / "README.md"
-        text = page(role)
-        if readme.exists() and readme.read_text() == text:
-            continue
-        print(f"{readme.relative_to(ROOT)} {'is not current: run `make docs`' if check else 'is written'}")
-        if check:
-            status = 1
-        else:
-            readme.write_text(text)
-    return status
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    roles = [spec.parent.parent for spec in sorted(written.ROOT.glob("roles/*/meta/argument_specs.yml"))]
+    sys.exit(written.main(__doc__, ((role / "README.md", page(role)) for role in roles)))

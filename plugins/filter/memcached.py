@@ -88,11 +88,11 @@ def memcached_instance(given: Mapping[str, Any], defaults: Mapping[str, Any], en
         instance["files"].append(instance["mount_file"])
     paths = [file["path"] for file in instance["configuration"]]
     instance["reread_files"] = [*paths, *filter(None, [instance["auth_file"]])]
-    instance["sockets"] = [] if instance["socket"] else _sockets(instance)
+    instance["sockets"] = [] if instance["socket"] else listeners(instance)
     instance["places"] = [f"{place['address']} port {place['port']}" for place in instance["sockets"]] or [
         instance["socket"]
     ]
-    instance["ready"] = instance["socket"] or "{address}/{port}".format(**_nearest(instance["sockets"]))
+    instance["ready"] = instance["socket"] or "{address}/{port}".format(**nearest(instance["sockets"]))
     extended = list(instance.get("extended") or ())
     safe = ["-t", instance["threads"], *_tls(instance, extended), *_security(instance), *_further(instance)]
     place = (
@@ -126,7 +126,13 @@ def _below_root(word: str, paths: Sequence[str]) -> str:
     return word
 
 
-def _sockets(instance: Instance) -> list[dict[str, Any]]:
+def listeners(instance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give where an instance listens.
+
+    :param instance: its ``name``, its ``listen`` and its ``port``, as in ``memcached_instances``.
+    :return: ``address`` and ``port`` of each element of ``listen``.
+    :raises AnsibleFilterError: it listens nowhere.
+    """
     found = []
     for entry in instance["listen"]:
         address, port = str(entry).removeprefix("notls:"), instance["port"]
@@ -143,7 +149,8 @@ def _sockets(instance: Instance) -> list[dict[str, Any]]:
     return found
 
 
-def _nearest(sockets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def nearest(sockets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Give where the host itself reaches the first of the sockets, from `listeners`."""
     first = sockets[0]
     return {"address": ANY_ADDRESS.get(first["address"], first["address"]), "port": first["port"]}
 

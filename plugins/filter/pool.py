@@ -130,6 +130,14 @@ def pool_vip_hosts(pools: Iterable[Mapping[str, Any]], groups: Mapping[str, Sequ
     )
 
 
+def endpoint(address: str, port: int | str) -> str:
+    """Give an address, or a name, with a port: an IPv6 address is put in brackets.
+
+    :return: ``[2001:db8::9]:9100`` or ``192.0.2.9:9100``.
+    """
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def _is_balanced(pool: Mapping[str, Any]) -> bool:
     return bool(pool.get("vip")) and pool["vip"].get("kind") != "dns"
 
@@ -195,6 +203,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         return {
+            "endpoint": endpoint,
             "pool_answers": pool_answers,
             "pool_hosts": pool_hosts,
             "pool_members": pool_members,

@@ -91,7 +91,7 @@ options:
   units:
     description:
       - Units of systemd that are to be as said when all files are in place. systemd reads changed units first.
-      - One that is started already is not restarted.
+      - One that runs already is left, unless a file of O(units[].restart_for) or O(units[].reload_for) is newer.
     type: list
     elements: dict
     default: []
@@ -109,6 +109,31 @@ options:
         description: Whether it is to run after a boot.
         type: bool
         default: true
+      restart_for:
+        description:
+          - Files and folders that it reads when it starts, such as its configuration, its unit and certificates.
+          - If it is to run and does so already, it is restarted when this call changes one of them, or when one was
+            changed after its start began. That one is found no matter who changed it, so a call that was interrupted
+            before it came to the restart is made good by the next one.
+          - The time is that of the last change of content or permissions (ctime). Of a link both its own and that of
+            what it leads to count, so name the link that tells which release is in use. A folder changes when
+            something directly in it is made, replaced or removed.
+          - What is not there is passed over. Name the folder for a file whose removal matters, and nothing that the
+            unit itself writes.
+        type: list
+        elements: path
+        default: []
+      reload_for:
+        description:
+          - Files and folders that it reads when it starts, and again when it is reloaded. If none of
+            O(units[].restart_for) asks for a restart, it is reloaded when one of these was changed after its last
+            successful reload ended, or else after its start began.
+        type: list
+        elements: path
+        default: []
+notes:
+  - Many file systems note times in steps of the kernel's clock, of 1 to 10 milliseconds. What another program changes
+    less than one step before a unit starts counts as changed after it, and may cost one more restart.
 extends_documentation_fragment:
   - tenfold.stack.config_file
 attributes:
@@ -153,6 +178,19 @@ EXAMPLES = r"""
         content: "{{ lookup('ansible.builtin.template', 'etc/systemd/system/refresh.timer.j2') }}"
     units:
       - name: refresh.timer
+        restart_for: [/etc/systemd/system/refresh.timer]
+
+- name: Write the configuration of a service, which is restarted for another release and reloaded for the rest
+  tenfold.stack.config_files:
+    files:
+      - path: /etc/systemd/system/greet.service
+        content: "{{ lookup('ansible.builtin.template', 'etc/systemd/system/greet.service.j2') }}"
+      - path: /etc/greet.conf
+        content: "{{ lookup('ansible.builtin.template', 'etc/greet.conf.j2') }}"
+    units:
+      - name: greet.service
+        restart_for: [/etc/systemd/system/greet.service, /opt/greet/current]
+        reload_for: [/etc/greet.conf, /etc/pki/tls/certs/greet.crt]
 """
 
 RETURN = r"""
@@ -163,16 +201,30 @@ changed_files:
   elements: str
   sample: [/etc/postfix/main.cf]
 changed_units:
-  description: Units that were started, stopped, enabled or disabled.
+  description: Units that were started, stopped, restarted, reloaded, enabled or disabled.
   returned: success
   type: list
   elements: str
   sample: [refresh.timer]
+restarted_units:
+  description: Those that ran on something older than their O(units[].restart_for), and were restarted.
+  returned: success
+  type: list
+  elements: str
+  sample: [greet.service]
+reloaded_units:
+  description: Those that had read something older than their O(units[].reload_for), and were reloaded.
+  returned: success
+  type: list
+  elements: str
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -180,6 +232,11 @@ from ansible_collections.tenfold.stack.plugins.module_utils.config_file import F
 from ansible_collections.tenfold.stack.plugins.module_utils.systemd import properties_of
 
 UNIT_FOLDERS = ("/etc/systemd/", "/run/systemd/", "/usr/lib/systemd/", "/usr/local/lib/systemd/")
+PROPERTIES = (
+    "ActiveState,UnitFileState,NeedDaemonReload,ReloadResult,"
+    "InactiveExitTimestampMonotonic,ActiveEnterTimestampMonotonic,StateChangeTimestampMonotonic"
+)
+CLOCK_REALTIME_COARSE = 5  # of Linux: the clock that file systems take times from. Python has no name for it.
 
 
 def diff_of(path: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, str]:
@@ -232,21 +289,96 @@ def derive(module: AnsibleModule, root: str, steps: list[dict[str, Any]]) -> lis
     return files
 
 
-def differing_units(module: AnsibleModule) -> dict[str, list[str]]:
-    """Give the units that each verb of systemctl is to be used on."""
-    verbs: dict[str, list[str]] = {verb: [] for verb in ("disable", "stop", "enable", "start")}
+def differing_units(module: AnsibleModule, changed_files: list[str]) -> dict[str, list[str]]:
+    """Give the units that each verb of systemctl is to be used on.
+
+    :param changed_files: what this call writes or removes.
+    :return: the units by verb. ``daemon-reload`` has those whose files systemd has not read yet: an earlier call may
+        have been interrupted before it said so.
+    """
+    verbs: dict[str, list[str]] = {
+        verb: [] for verb in ("disable", "stop", "enable", "restart", "reload", "start", "daemon-reload")
+    }
     units = module.params["units"]
     if not units:
         return verbs
-    states = properties_of(module, [unit["name"] for unit in units], "ActiveState,UnitFileState")
+    changed = {place_of(path) for path in changed_files}
+    changed |= {os.path.dirname(path) for path in changed}
+    boot = boot_time()
+    states = properties_of(module, [unit["name"] for unit in units], PROPERTIES)
     for unit, state in zip(units, states):
         # A unit without an [Install] section is "static" and can be neither.
         enabled = {"enabled": True, "static": unit["enabled"]}.get(state["UnitFileState"], False)
         if enabled != unit["enabled"]:
             verbs["enable" if unit["enabled"] else "disable"].append(unit["name"])
-        if (state["ActiveState"] in ("active", "reloading")) != (unit["state"] == "started"):
-            verbs["start" if unit["state"] == "started" else "stop"].append(unit["name"])
+        runs = state["ActiveState"] in ("active", "reloading")
+        begun = runs or state["ActiveState"] == "activating"  # it may have read its files already
+        if unit["state"] == "stopped":
+            if begun:
+                verbs["stop"].append(unit["name"])
+            continue
+        if begun and is_outdated(unit["restart_for"], boot + started_at(state), changed):
+            verbs["restart"].append(unit["name"])
+        elif not runs:
+            verbs["start"].append(unit["name"])
+        elif is_outdated(unit["reload_for"], boot + read_at(state), changed):
+            verbs["reload"].append(unit["name"])
+        if state["NeedDaemonReload"] == "yes":
+            verbs["daemon-reload"].append(unit["name"])
     return verbs
+
+
+def place_of(path: str) -> str:
+    """Give the path without links among its folders. It may be one itself."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def boot_time() -> int:
+    """Give what the wall clock shows when the monotonic clock is 0, in nanoseconds.
+
+    Files carry wall time and systemd gives monotonic time. Its own wall times are of before the clock was last set.
+    """
+    samples = []
+    for _sample in range(5):
+        before, wall, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        samples.append((after - before, wall - (before + after) // 2))
+    return min(samples)[1]  # the one that was interrupted least
+
+
+def clock_step() -> int:
+    """Give by how much the time of a file may be behind the clock, in nanoseconds."""
+    return round(time.clock_getres(CLOCK_REALTIME_COARSE) * 1e9)
+
+
+def started_at(state: dict[str, str]) -> int:
+    """Give when a unit began to start, in nanoseconds of the monotonic clock."""
+    return int(state["InactiveExitTimestampMonotonic"]) * 1000
+
+
+def read_at(state: dict[str, str]) -> int:
+    """Give when a unit last began to start, or else ended its last reload, in nanoseconds of the monotonic clock."""
+    changed = int(state["StateChangeTimestampMonotonic"]) * 1000
+    # What changes the state of a service that runs is a reload. One that failed may have read nothing.
+    reloaded = changed > int(state["ActiveEnterTimestampMonotonic"]) * 1000 and state.get("ReloadResult") == "success"
+    return changed if reloaded else started_at(state)
+
+
+def is_outdated(paths: Iterable[str], moment: int, changed: set[str]) -> bool:
+    """Tell whether one of some files is among the changed ones, or was changed after a moment.
+
+    :param paths: files and folders. Those that are not there are passed over.
+    :param moment: in nanoseconds since the epoch.
+    :param changed: what this call changes, each as `place_of` gives it.
+    """
+    for path in paths:
+        if {place_of(path), os.path.realpath(path)} & changed:
+            return True
+        for look in (os.lstat, os.stat):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                # After the clock was set back, a time may be still to come: it tells nothing before it has.
+                if moment - clock_step() < look(path).st_ctime_ns <= time.time_ns():
+                    return True
+    return False
 
 
 def systemctl(module: AnsibleModule, verb: str, *units: str) -> None:
@@ -287,13 +419,16 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
     steps = [
         step for step in module.params["derived"] if step["source"] in outdated or not os.path.exists(step["path"])
     ]
-    verbs = differing_units(module)
-    changed_units = sorted({unit for units in verbs.values() for unit in units})
     changed_files = [file.path for file, _before in differing] + [step["path"] for step in steps] + gone
+    verbs = differing_units(module, changed_files)
+    unread = verbs.pop("daemon-reload")
+    changed_units = sorted({unit for units in verbs.values() for unit in units})
     result = {
         "changed": bool(changed_files or changed_units),
         "changed_files": changed_files,
         "changed_units": changed_units,
+        "restarted_units": sorted(verbs["restart"]),
+        "reloaded_units": sorted(verbs["reload"]),
         "diff": [diff_of(file.path, before, file.after()) for file, before in differing]
         + [{"prepared": f"{step['path']} is made from {step['source']}\n"} for step in steps]
         + [{"before": "", "after": "", "before_header": path, "after_header": "/dev/null"} for path in gone],
@@ -316,9 +451,12 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
         replace(module, derived + [file for file, _before in differing])
         for path in gone:
             os.unlink(path)
-        if any(path.startswith(UNIT_FOLDERS) for path in changed_files) and not verbs["enable"]:
+        unread = [unit for unit in unread if unit in changed_units]
+        if (unread or any(path.startswith(UNIT_FOLDERS) for path in changed_files)) and not verbs["enable"]:
             systemctl(module, "daemon-reload")
-        use(module, verbs, "enable", "start")  # enabling reads changed units, too
+        if changed_files and (verbs["restart"] or verbs["reload"] or verbs["start"]):
+            time.sleep(2 * clock_step() / 1e9)  # or the next call could not tell that the files are older
+        use(module, verbs, "enable", "restart", "reload", "start")  # enabling reads changed units, too
     return result
 
 
@@ -374,6 +512,8 @@ def main() -> None:
                     "name": {"type": "str", "required": True},
                     "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
                     "enabled": {"type": "bool", "default": True},
+                    "restart_for": {"type": "list", "elements": "path", "default": []},
+                    "reload_for": {"type": "list", "elements": "path", "default": []},
                 },
             },
         },

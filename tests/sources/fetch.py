@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -43,11 +45,24 @@ def intact(path: Path, want: dict[str, str]) -> bool:
 
 def fetch(suite: str, packages: set[str], target: Path) -> None:
     """Download the original archives of `packages` from one suite, checked by apt's signatures."""
+    with own_index("deb-src", suite) as (root, options):
+        apt(["source", "--download-only", *options, *sorted(packages)], root / "download")
+        for archive in (root / "download").glob("*.orig.tar.*"):
+            if not archive.name.endswith(".asc"):
+                (target / archive.name).write_bytes(archive.read_bytes())
+
+
+@contextmanager
+def own_index(kind: str, suite: str) -> Iterator[tuple[Path, list[str]]]:
+    """Give a scratch folder with a folder ``download``, and the options that let apt use an index in it.
+
+    :param kind: ``deb`` for packages, ``deb-src`` for their sources.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         for folder in ("lists/partial", "parts", "download"):
             (root / folder).mkdir(parents=True)
-        (root / "sources.list").write_text(f"deb-src [signed-by={KEYRING}] {mirror()} {suite} main\n")
+        (root / "sources.list").write_text(f"{kind} [signed-by={KEYRING}] {mirror()} {suite} main\n")
         options = [
             f"--option=Dir::Etc::SourceList={root}/sources.list",
             f"--option=Dir::Etc::SourceParts={root}/parts",
@@ -55,10 +70,7 @@ def fetch(suite: str, packages: set[str], target: Path) -> None:
             "--option=APT::Sandbox::User=root",  # _apt can't write into the scratch folder
         ]
         apt(["update", *options], root)
-        apt(["source", "--download-only", *options, *sorted(packages)], root / "download")
-        for archive in (root / "download").glob("*.orig.tar.*"):
-            if not archive.name.endswith(".asc"):
-                (target / archive.name).write_bytes(archive.read_bytes())
+        yield root, options
 
 
 def apt(command: list[str], folder: Path) -> None:

@@ -5,13 +5,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
 import random
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -273,3 +280,124 @@ def fill(
     manifest = lake.day("manifests", TODAY) / "hour=01.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps({}))
+
+
+# What Prometheus knows of a site: eight mail hosts, one of which is down, and two nodes of a cache.
+HOSTS = [f"mx-{number:02}" for number in range(1, 9)]
+KNOWN: dict[str, list[tuple[dict[str, str], float]]] = {
+    "up": [({"job": "node", "instance": name}, float(name != "mx-03")) for name in [*HOSTS, "cache-01", "cache-02"]],
+    "tier:postfix_queue_messages:sum": [({"tier": "primary"}, 40), ({"tier": "fallback"}, 12_000)],
+    "tier:postfix_queue_oldest_age:max": [({"tier": "primary"}, 45), ({"tier": "fallback"}, 40_000)],
+    "instance:postfix_queue_messages:sum": [
+        ({"instance": name, "name": "postfix", "tier": "fallback" if place > 5 else "primary"}, 10.0 ** (place / 2))
+        for place, name in enumerate(HOSTS)
+    ],
+    "instance:postfix_queue_volume_used:ratio": [
+        ({"instance": name, "name": "postfix", "tier": "primary"}, place / 10) for place, name in enumerate(HOSTS)
+    ],
+    "instance:node_cpu:ratio": [({"instance": name}, (place + 1) / 10) for place, name in enumerate(HOSTS)],
+    "instance:node_memory_used:ratio": [({"instance": name}, 0.5 + place / 20) for place, name in enumerate(HOSTS)],
+    "instance:node_load:per_cpu": [({"instance": name}, place / 4) for place, name in enumerate(HOSTS)],
+    "pool:memcached_hits:ratio5m": [({"pool": "cache.site.test"}, 0.9)],
+    "pool:memcached_evictions:rate5m": [({"pool": "cache.site.test"}, 0.4)],
+    "domain:mail_deferred:ratio": [({"domain": f"d{place}.test"}, place / 20) for place in range(13)],
+}
+SINCE = datetime(2026, 11, 21, 10)
+ALERTS = [
+    {
+        "labels": {"alertname": "HostDown", "instance": "mx-03", "severity": "page", "job": "node"},
+        "annotations": {"summary": "mx-03 does not answer", "runbook": "Look at its console."},
+        "state": "firing",
+        "activeAt": f"{SINCE.isoformat()}.123456789Z",
+        "value": "0e+00",
+    },
+    {
+        "labels": {"alertname": "QueueOld", "tier": "fallback", "severity": "ticket"},
+        "annotations": {"summary": "<b>old</b> mail \u202e", "runbook": ""},
+        "state": "firing",
+        "activeAt": f"{SINCE.isoformat()}Z",
+        "value": "1",
+    },
+    {"labels": {"alertname": "Soon"}, "annotations": {}, "state": "pending", "activeAt": f"{SINCE.isoformat()}Z"},
+]
+
+
+def known_at(value: float, seconds: float) -> float:
+    """Give a number of Prometheus at a time: it goes a tenth up and down within an hour; what is down or up stays."""
+    return value if value in (0, 1) else value * (1 + math.sin(seconds * math.tau / 3600) / 10)
+
+
+def answer_of(path: str, asked: dict[str, str]) -> tuple[int, Any]:
+    """Answer as Prometheus does, but for what the query does with the series that it names."""
+    if path == "/api/v1/alerts":
+        return 200, {"status": "success", "data": {"alerts": ALERTS}}
+    series = next((KNOWN[name] for name in KNOWN if name in asked["query"]), [])
+    result: list[dict[str, Any]]
+    if path == "/api/v1/query":
+        now = float(asked["time"])
+        result = [{"metric": labels, "value": [now, str(known_at(value, now))]} for labels, value in series]
+    else:
+        begin, end, step = (float(asked[name]) for name in ("start", "end", "step"))
+        times = [begin + number * step for number in range(int((end - begin) / step) + 1)]
+        result = [
+            {"metric": labels, "values": [[at, str(known_at(value, at))] for at in times]} for labels, value in series
+        ]
+    return 200, {"status": "success", "data": {"resultType": "", "result": result}}
+
+
+@dataclass
+class FakePrometheus:
+    """A server that answers as it is told."""
+
+    address: str
+    answer: Callable[[str, dict[str, str]], tuple[int, Any]] = answer_of  # an object becomes JSON, bytes are sent
+    asked: list[tuple[str, dict[str, str], str]] = field(default_factory=list)  # path, parameters, authorization
+
+    def samples(self, begin: float, end: float, step: float) -> Iterator[str]:
+        """Give what it knows of a time as OpenMetrics, so that a real one can know it, too."""
+        for name, series in KNOWN.items():
+            for labels, value in series:
+                told = ",".join(f'{label}="{text}"' for label, text in labels.items())
+                for number in range(int((end - begin) / step) + 1):
+                    at = begin + number * step
+                    yield f"{name}{{{told}}} {known_at(value, at)} {at}\n"
+        yield "# EOF\n"
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[FakePrometheus]:
+    """The server, for those who do not change it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            asked = dict(parse_qsl(url.query))
+            known.asked.append((url.path, asked, self.headers.get("Authorization", "")))
+            status, content = known.answer(url.path, asked)
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            if 300 <= status < 400:
+                self.send_header("Location", "http://127.0.0.1:9/")
+            self.send_header("Content-Length", str(len(body)))
+            with contextlib.suppress(ConnectionError):  # who asked has gone
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        known = FakePrometheus(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield known
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def fake(served: FakePrometheus) -> Iterator[FakePrometheus]:
+    """The server as a test may change it."""
+    served.asked.clear()
+    yield served
+    served.answer = answer_of

@@ -301,6 +301,24 @@ def test_top_counts_what_is_in_the_rows(questions: Questions, small: Any) -> Non
         questions.top(BEGIN, END, "key; DROP TABLE")
 
 
+@pytest.mark.parametrize("now", [datetime(2026, 11, 21, 3), datetime(2026, 11, 24)], ids=["just now", "days ago"])
+def test_newest_attempt(questions: Questions, small: Any, now: datetime) -> None:
+    assert questions.newest(now) == max(row["time"] for row in small.attempts)
+    assert questions.newest(datetime(2027, 1, 1)) is None
+
+
+def test_most_counts_all_outcomes(questions: Questions, small: Any) -> None:
+    counts = Counter((row["recipient_domain"], row["outcome"]) for row in small.attempts)
+    total = Counter(row["recipient_domain"] for row in small.attempts)
+    expected = {
+        domain: {outcome: counts[domain, outcome] for outcome in OUTCOMES}
+        for domain in sorted(total, key=lambda domain: (-total[domain], domain))[:3]
+    }
+    found = questions.most(BEGIN, END, "domain", 3)
+    assert found == expected
+    assert list(found) == list(expected)
+
+
 def test_unparsed_lines_are_counted_and_shown(questions: Questions, small: Any) -> None:
     found = questions.unparsed(BEGIN, END)
     assert found.hosts == Counter(row["host"] for row in small.unparsed)

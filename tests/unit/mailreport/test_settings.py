@@ -83,3 +83,50 @@ def test_a_file_is_checked_before_it_is_used(
     path.write_text("logs = 1")
     assert program.main() == 1
     assert f"{path}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'url = "https://mon-01:9090"',
+        'url = "http://mon-01:9090/prometheus/"',
+        'url = "https://mon-01"\nca = "/ca.pem"\nuser = "report"\npassword_file = "/secret"',
+        'url = "http://127.0.0.1:9090"\nuser = "report"\npassword_file = "/secret"',
+        'url = "http://[::1]:9090"\nuser = "report"\npassword_file = "/secret"',
+        "",
+    ],
+)
+def test_prometheus_may_be_so(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, f"{NEEDED}[prometheus]\n{text}").prometheus.url.startswith("http" if text else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('user = "report"\npassword_file = "/secret"', "url: say where Prometheus is."),
+        ('url = "mon-01:9090"', "url: 'mon-01:9090' is not the address of a Prometheus, such as https://"),
+        ('url = "file:///etc/passwd"', "url: 'file:///etc/passwd' is not the address"),
+        ('url = "http://mon-01:x"', "url: 'http://mon-01:x' is not the address"),
+        ('url = "http://mon-01/?a=b"', "url: 'http://mon-01/?a=b' is not the address"),
+        ('url = "https://u:p@mon-01"', "url: user and password have settings of their own: "),
+        ('url = "https://mon-01"\nuser = "report"', "user and prometheus.password_file: give both or none."),
+        ('url = "https://mon-01"\npassword_file = "/secret"', "user and prometheus.password_file: give both or none."),
+        (
+            'url = "https://mon-01"\nuser = "a:b"\npassword_file = "/secret"',
+            "user: a name with a : in it cannot be sent.",
+        ),
+        (
+            'url = "http://mon-01"\nuser = "a"\npassword_file = "/s"',
+            "url: the password would be sent in the clear to mon-",
+        ),
+        (
+            'url = "http://127.0.0.1.a.test"\nuser = "a"\npassword_file = "/s"',
+            "url: the password would be sent in the c",
+        ),
+        ('password = "p"', "password: there is no such setting. There are url, ca, user, password_file."),
+    ],
+)
+def test_prometheus_may_not_be_so(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        read(tmp_path, f"{NEEDED}[prometheus]\n{text}")
+    assert str(error.value).startswith(f"{tmp_path / 'mailreport.toml'}: prometheus.{said}")

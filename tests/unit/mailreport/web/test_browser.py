@@ -30,7 +30,7 @@ WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 812}
 
 
 @pytest.fixture(scope="module")
-def address(made, tmp_path_factory):
+def address(made, served, tmp_path_factory):
     """Give the address of gunicorn, which serves the site with its own settings."""
     folder = tmp_path_factory.mktemp("gunicorn")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
@@ -44,7 +44,7 @@ def address(made, tmp_path_factory):
     file = folder / "mailreport.toml"
     more = {"bind": f"127.0.0.1:{port}", "certificate": certificate, "key": key}
     lines = [f'{name} = "{value}"\n' for name, value in more.items()]
-    file.write_text(f"{made.file.read_text()}workers = 1\n{''.join(lines)}")
+    file.write_text(f'{made.file.read_text()}workers = 1\n{"".join(lines)}[prometheus]\nurl = "{served.address}"\n')
     code = Path(mailreport.__file__).parents[1]
     environment = {**os.environ, "MAILREPORT_SETTINGS": str(file), "PYTHONPATH": str(code)}
     command = [sys.executable, "-m", "gunicorn", "-c", "python:mailreport.web.gunicorn", "mailreport.web:create_app()"]
@@ -152,7 +152,15 @@ def test_mail_is_found_by_keyboard(open_page, window, scripts):
     page.wait_for_selector("pre.lines")
     assert page.locator("pre.lines").count() == 2
     assert fits(page)
-    for path in ("/charts?range=1h", "/rejects?range=1h", "/unparsed?range=1h", "/?range=1h", "/?range=custom&from=x"):
+    more = (
+        "/charts?range=1h",
+        "/hosts",
+        "/rejects?range=1h",
+        "/unparsed?range=1h",
+        "/?range=1h",
+        "/?range=custom&from=x",
+    )
+    for path in more:
         page.goto(path)
         assert fits(page), path
 
@@ -228,7 +236,8 @@ def test_everybody_can_use_it(open_page, scheme, window):
     check("login")
     start(page, "admin")
     few = "range=1h&outcome=bounced"
-    for path in (f"/?{few}", "/?recipient=x&tz=x", "/charts?range=1h", "/rejects?range=1h", "/unparsed", "/audit"):
+    first = (f"/?{few}", "/?recipient=x&tz=x", "/charts?range=1h", "/hosts", "/hosts?range=x")
+    for path in (*first, "/rejects?range=1h", "/unparsed", "/audit"):
         page.goto(path)
         page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         check(path)

@@ -8,6 +8,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.tenfold.stack.plugins.filter.pool import FilterModule
 
 FILTERS = FilterModule().filters()
+endpoint = FILTERS["endpoint"]
 pool_members = FILTERS["pool_members"]
 pool_hosts = FILTERS["pool_hosts"]
 pool_answers = FILTERS["pool_answers"]
@@ -179,3 +180,17 @@ def test_a_balancer_runs_somewhere():
         pool_vip_hosts([{**MAIL, "vip": {"kind": "haproxy"}}], MAIL_GROUPS)
     with pytest.raises(AnsibleFilterError, match=r"the group nobody, which the inventory does not have"):
         pool_vip_hosts([{**MAIL, "vip": {"kind": "haproxy", "group": "nobody"}}], MAIL_GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "joined"),
+    [
+        ("192.0.2.9", 9100, "192.0.2.9:9100"),
+        ("mx-01.example.net", "9100", "mx-01.example.net:9100"),
+        ("2001:db8::9", 9100, "[2001:db8::9]:9100"),
+        ("fe80::1%eth0", 9100, "[fe80::1%eth0]:9100"),
+        ("::", 9100, "[::]:9100"),
+    ],
+)
+def test_an_endpoint_is_an_address_with_a_port(address, port, joined):
+    assert endpoint(address, port) == joined

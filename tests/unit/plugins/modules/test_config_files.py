@@ -10,6 +10,7 @@ import grp
 import os
 import pwd
 import stat
+import time
 
 import pytest
 from ansible_collections.tenfold.stack.plugins.modules import config_files
@@ -421,9 +422,18 @@ def test_a_full_disk_leaves_all_as_it_was(write, etc, monkeypatch):
 # Units
 
 
+def microseconds(moment):
+    """The moment, in seconds since the epoch, as systemd's monotonic time."""
+    return round((moment - (time.time() - time.monotonic())) * 1e6)
+
+
 @pytest.fixture
 def systemd(tmp_path, monkeypatch):
-    """A function that sets what systemd knows of units. What is asked of it, beyond that, is in the file it gives."""
+    """A function that sets what systemd knows of units. What is asked of it, beyond that, is in the file it gives.
+
+    started is when they began to start, in seconds since the epoch; they took two seconds for it. further has more
+    properties of each.
+    """
     folder = tmp_path / "path"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -431,9 +441,20 @@ def systemd(tmp_path, monkeypatch):
     told = tmp_path / "told"
     told.touch()
 
-    def systemd(*states, failing="none"):
-        shown = "\n\n".join(f"ActiveState={active}\nUnitFileState={enabled}" for active, enabled in states)
-        (tmp_path / "shown").write_text(f"{shown}\n")
+    def systemd(*states, failing="none", started=0.0, further=()):
+        blocks = []
+        for number, (active, enabled) in enumerate(states):
+            properties = {
+                "ActiveState": active,
+                "UnitFileState": enabled,
+                "NeedDaemonReload": "no",
+                "InactiveExitTimestampMonotonic": microseconds(started),
+                "ActiveEnterTimestampMonotonic": microseconds(started + 2),
+                "StateChangeTimestampMonotonic": microseconds(started + 2),
+                **(further[number] if further else {}),
+            }
+            blocks.append("".join(f"{name}={value}\n" for name, value in properties.items()))
+        (tmp_path / "shown").write_text("\n".join(blocks))
         tool = folder / "systemctl"
         tool.write_text(
             f"""#!/bin/sh
@@ -516,3 +537,220 @@ def test_a_unit_that_does_not_start_tells_why(with_units, systemd):
     result = with_units({"name": "a.service"})
     assert result["msg"].startswith("`systemctl start a.service` ended with status 1: Job failed.\nit said why")
     assert "--unit=a.service" in result["msg"]
+
+
+def test_a_unit_that_keeps_beginning_is_stopped(with_units, systemd):
+    told = systemd(("activating", "disabled"))
+    with_units({"name": "a.service", "state": "stopped", "enabled": False})
+    assert told.read_text() == "stop a.service\n"
+
+
+# Units that are older than what they read
+
+RUNS = ("active", "enabled")
+STEP = config_files.clock_step() / 1e9  # seconds
+
+
+@pytest.fixture
+def written(etc):
+    """When `etc/a` got the content that `with_units` wants, in seconds since the epoch."""
+    (etc / "a").write_text("new")
+    (etc / "a").chmod(0o644)
+    time.sleep(3 * STEP)  # what comes later is told apart
+    return (etc / "a").stat().st_ctime_ns / 1e9
+
+
+@pytest.fixture
+def unit(etc):
+    """A function that gives an element of the option units. Its paths are below `etc`."""
+
+    def unit(restart_for=(), reload_for=(), name="a.service", **options):
+        paths = {"restart_for": restart_for, "reload_for": reload_for}
+        return {"name": name, **{key: [str(etc / path) for path in value] for key, value in paths.items()}, **options}
+
+    return unit
+
+
+@pytest.mark.parametrize("state", ["active", "reloading", "activating"])
+@pytest.mark.parametrize(("later", "restarted"), [(-60, True), (-0.001, True), (3 * STEP, False), (60, False)])
+def test_a_unit_is_restarted_for_a_file_that_changed_after_its_start_began(
+    with_units, systemd, unit, written, state, later, restarted
+):
+    told = systemd((state, "enabled"), started=written + later)
+    result = with_units(unit(["a"]))
+    names = ["a.service"] if restarted else []
+    assert (result["changed"], result["changed_files"]) == (restarted or state == "activating", [])
+    assert (result["restarted_units"], result["reloaded_units"]) == (names, [])
+    start = ["start a.service a"] if state == "activating" else []
+    assert told.read_text().splitlines() == (["restart a.service a"] if restarted else start)
+    assert result["changed_units"] == (["a.service"] if restarted or start else [])
+
+
+def test_a_time_that_the_clock_of_files_can_not_tell_counts_as_later(with_units, systemd, unit, written):
+    systemd(RUNS, started=written + STEP / 2)
+    assert with_units(unit(["a"]))["restarted_units"] == ["a.service"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_unit_is_restarted_for_what_this_call_changes(with_units, systemd, unit, etc, check):
+    (etc / "a").write_text("old")
+    (etc / "link").symlink_to("a")
+    (etc / "gone").touch()
+    (etc / "other").touch()
+    states = [RUNS] * 6
+    told = systemd(*states, started=time.time() + 60)
+    result = with_units(
+        unit(["a"], name="file"),
+        unit(["link"], name="link"),
+        unit(["gone"], name="gone"),
+        unit(["."], name="folder"),
+        unit(["other"], name="other"),
+        unit(["other"], ["a"], name="reread"),
+        absent=["gone"],
+        check=check,
+    )
+    assert result["restarted_units"] == ["file", "folder", "gone", "link"]
+    assert result["reloaded_units"] == ["reread"]
+    assert result["changed_units"] == ["file", "folder", "gone", "link", "reread"]
+    done = ["restart file link gone folder a link other", "reload reread a link other"]
+    assert told.read_text().splitlines() == ([] if check else done)
+
+
+def test_removing_a_link_restarts_who_reads_it_and_not_who_reads_the_file(with_units, systemd, unit, etc, written):
+    (etc / "link").symlink_to("a")
+    (etc / "folder").mkdir()
+    (etc / "folder/link").symlink_to("../link")
+    systemd(RUNS, RUNS, RUNS, started=time.time() + 60)
+    names = [["folder/link"], ["a"], ["link"]]
+    result = with_units(*(unit(paths, name=paths[0]) for paths in names), absent=["folder/link"])
+    assert result["restarted_units"] == ["folder/link"]
+
+
+def test_switching_a_link_counts_and_so_does_what_it_leads_to(with_units, systemd, unit, etc, written):
+    def restarted():
+        return with_units(unit(["current"]))["restarted_units"] == ["a.service"]
+
+    (etc / "releases").mkdir()
+    for version in ("1", "2"):
+        (etc / "releases" / version).mkdir()
+    (etc / "current").symlink_to("releases/1")
+    time.sleep(3 * STEP)
+    systemd(RUNS, started=time.time())
+    assert not restarted()
+    time.sleep(3 * STEP)
+    (etc / "current").unlink()
+    (etc / "current").symlink_to("releases/2")
+    assert restarted()
+    time.sleep(3 * STEP)
+    systemd(RUNS, started=time.time())
+    assert not restarted()
+    (etc / "releases/1/new").touch()
+    assert not restarted()
+    (etc / "releases/2/new").touch()
+    assert restarted()
+
+
+def test_a_change_of_permissions_counts(with_units, systemd, unit, etc, written):
+    (etc / "key").touch()
+    time.sleep(3 * STEP)
+    systemd(RUNS, started=time.time())
+    os.utime(etc / "key", (0, 0))  # an old modification time hides nothing
+    assert with_units(unit(["key"]))["restarted_units"] == ["a.service"]
+
+
+def test_what_is_not_there_is_passed_over(with_units, systemd, unit, etc, written):
+    (etc / "dangling").symlink_to("nowhere")
+    systemd(RUNS, started=time.time() + 60)
+    assert with_units(unit(["never", "a/never", "dangling"], ["never"]))["changed"] is False
+    systemd(RUNS, started=written - 60)
+    assert with_units(unit(["dangling"]))["restarted_units"] == ["a.service"]
+
+
+def test_a_time_to_come_tells_nothing_yet(with_units, systemd, unit, written, monkeypatch):
+    systemd(RUNS, started=written - 60)
+    monkeypatch.setattr(config_files.time, "time_ns", lambda: round((written - 10) * 1e9))
+    # The clock was set back, and so were all of systemd's times.
+    monkeypatch.setattr(config_files, "boot_time", lambda: round((time.time() - time.monotonic() - 60) * 1e9))
+    assert with_units(unit(["a"]))["changed"] is False
+
+
+def test_a_unit_that_does_not_run_is_only_started(with_units, systemd, unit, written):
+    told = systemd(("inactive", "enabled"), ("failed", "enabled"), ("inactive", ""), started=written - 60)
+    result = with_units(
+        unit(["a"], name="a.service"),
+        unit([], ["a"], name="b.service"),
+        unit(["a"], name="c.service", state="stopped", enabled=False),
+    )
+    assert (result["changed_units"], result["restarted_units"]) == (["a.service", "b.service"], [])
+    assert told.read_text() == "start a.service b.service a\n"
+
+
+def test_a_unit_that_is_to_stop_is_not_restarted(with_units, systemd, unit, written):
+    told = systemd(RUNS, started=written - 60)
+    with_units(unit(["a"], ["a"], state="stopped"))
+    assert told.read_text() == "stop a.service a\n"
+
+
+@pytest.mark.parametrize(
+    ("started", "reloaded", "outcome", "expected"),
+    [
+        (-60, None, "success", True),
+        (-1, None, "success", True),  # while it started
+        (1, None, "success", False),
+        (-60, -30, "success", True),
+        (-60, 30, "success", False),
+        (-60, 30, "exit-code", True),  # a reload that failed
+        (1, 30, "exit-code", False),
+    ],
+)
+def test_a_unit_is_reloaded_for_a_file_that_changed_after_its_last_reload(
+    with_units, systemd, unit, written, started, reloaded, outcome, expected
+):
+    further = {"ReloadResult": outcome}
+    if reloaded:
+        further["StateChangeTimestampMonotonic"] = microseconds(written + reloaded)
+    told = systemd(RUNS, started=written + started, further=[further])
+    result = with_units(unit(["never"], ["a"]))
+    names = ["a.service"] if expected else []
+    assert (result["reloaded_units"], result["changed_units"], result["restarted_units"]) == (names, names, [])
+    assert told.read_text() == ("reload a.service a\n" if expected else "")
+
+
+def test_a_restart_is_a_reload_too(with_units, systemd, unit, written):
+    told = systemd(RUNS, started=written - 60)
+    result = with_units(unit(["a"], ["a"]))
+    assert (result["restarted_units"], result["reloaded_units"]) == (["a.service"], [])
+    assert told.read_text() == "restart a.service a\n"
+
+
+def test_a_timer_changes_its_state_without_a_reload(with_units, systemd, unit, written):
+    elapsed = {"StateChangeTimestampMonotonic": microseconds(written + 30)}
+    told = systemd(RUNS, started=written - 60, further=[elapsed])
+    assert with_units(unit(["a"], name="a.timer"))["restarted_units"] == ["a.timer"]
+    assert told.read_text() == "restart a.timer a\n"
+
+
+def test_a_unit_that_an_interrupted_call_left_unread_is_read_before_its_restart(with_units, systemd, unit, written):
+    unread = {"NeedDaemonReload": "yes"}
+    told = systemd(RUNS, started=written - 60, further=[unread])
+    with_units(unit(["a"]))
+    assert told.read_text().splitlines() == ["daemon-reload a", "restart a.service a"]
+    told.write_text("")
+    systemd(RUNS, started=written + 60, further=[unread])
+    assert with_units(unit(["a"]))["changed"] is False
+    assert told.read_text() == ""
+
+
+def test_a_start_is_told_apart_from_what_this_call_writes_before_it(with_units, systemd, unit, tmp_path, monkeypatch):
+    monkeypatch.setattr(config_files, "clock_step", lambda: 200_000_000)
+    systemd(("inactive", "enabled"))
+    tool = tmp_path / "path/systemctl"
+    tool.write_text(tool.read_text().replace("echo", f"date +%s.%N > {tmp_path}/began; echo", 1))
+    with_units(unit(["a"]))
+    systemd(RUNS, started=float((tmp_path / "began").read_text()))
+    assert with_units(unit(["a"]))["changed"] is False
+
+
+def test_a_unit_that_does_not_reload_tells_why(with_units, systemd, unit, written):
+    systemd(RUNS, started=written - 60, failing="reload")
+    assert "`systemctl reload a.service` ended with status 1: Job failed." in with_units(unit([], ["a"]))["msg"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from mailreport import engines, output, raw
+from mailreport import engines, metrics, output, raw
 from mailreport.lake import ATTEMPTS, DIMENSIONS, OUTCOMES, REJECTS
 from mailreport.questions import Journey, Mail, Message, Page, Questions, Row, Search, mail_of
 from mailreport.settings import CONFIG, Settings, SettingsError
@@ -72,6 +72,7 @@ def run_ingest(settings: Settings, given: argparse.Namespace) -> int:
     made = [*again, *hours.run(progress=_progress)]
     maintain.compact(hours)
     maintain.forget(hours)
+    hours.lake.mark("ingested", time.time())
     print(f"{len(made)} hours were made." if made else "All hours were made before.")
     return 0
 
@@ -156,6 +157,18 @@ def run_doctor(settings: Settings, given: argparse.Namespace) -> int:
             print(f"{'':8} {finding.do}")
         worst = max(worst, finding.level)
     return worst
+
+
+def run_metrics(settings: Settings, given: argparse.Namespace) -> int:
+    """Print what Prometheus is to know of the lake, or write it to a file; 1 if a part of it cannot be told."""
+    told, problems = metrics.tell(settings, given.now)
+    for problem in problems:
+        print(f"mailreport: {output.visible(problem)}", file=sys.stderr)
+    if given.output:
+        metrics.write(given.output, metrics.text(told))
+    else:
+        print(metrics.text(told), end="")
+    return 1 if problems else 0
 
 
 def _search(given: argparse.Namespace) -> Search:
@@ -329,4 +342,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--format", choices=("table", "json"), default="table")
 
     command("doctor", run_doctor)
+
+    one = command("metrics", run_metrics)
+    one.add_argument("--output", type=Path, metavar="FILE", help="to be replaced by them, readable for all")
     return parser

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -100,13 +99,7 @@ def _made(hours: Hours, sources: Sources, now: datetime) -> Finding:
 
 def _unparsed(hours: Hours, now: datetime) -> Finding:
     """Tell if there are many lines that no rule knows."""
-    lines = unparsed = 0
-    for number in range(24):
-        path = hours.manifest(now - number * HOUR)
-        if path.exists():
-            manifest = json.loads(path.read_text())
-            lines += manifest["lines"]
-            unparsed += manifest["unparsed"]
+    lines, unparsed = hours.lake.lines(now)
     what = f"{unparsed} of {lines} lines of the last day are known to no rule"
     if unparsed > UNPARSED * lines:
         return Finding(WARNING, what, "Look at them on the page, under unparsed lines, and report those of Postfix.")

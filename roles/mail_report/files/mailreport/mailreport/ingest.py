@@ -16,7 +16,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,8 +29,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from mailreport import kernels, postfix, rollup
+from mailreport import kernels, logs, postfix, rollup
 from mailreport.lake import TABLES, Lake, replacing
+from mailreport.logs import AGES, STAMP
 from mailreport.settings import Settings
 
 HOUR = timedelta(hours=1)
@@ -39,10 +39,6 @@ HOUR = timedelta(hours=1)
 # of days that is most of it.
 ROW_GROUP = 16_384
 DAY_ROW_GROUP = 65_536
-# A log that nobody writes to any more is closed, then compressed. A late line begins another one.
-_LOG = re.compile(r"(\d{4}-\d\d-\d\dT\d\d)(\.log|\.log\.closed|\.log\.gz)")
-_AGE = (".gz", ".closed", ".log")
-_STAMP = "%Y-%m-%dT%H"
 # Total orders of the tables, so that the same rows make the same bytes.
 ORDER = {
     "attempts": "recipient, time, host, instance, queue_id, status, response, arrived, relay, reason",
@@ -81,21 +77,10 @@ class Hours:
     def sources(self) -> dict[datetime, dict[str, Source]]:
         """Find the logs of all hours that are kept, oldest first."""
         oldest = datetime.now(UTC).replace(tzinfo=None) - timedelta(days=self.settings.keep_days)
-        found: dict[datetime, dict[str, list[Path]]] = {}
-        for folder in sorted(path for path in self.settings.logs.iterdir() if path.is_dir()):
-            for path in folder.iterdir():
-                if match := _LOG.fullmatch(path.name):
-                    hour = datetime.strptime(match[1], _STAMP)
-                    if hour >= oldest:
-                        found.setdefault(hour, {}).setdefault(folder.name, []).append(path)
+        found = logs.names(self.settings.logs, oldest)
         return {
-            hour: {
-                host: Source(
-                    host, tuple(sorted(paths, key=lambda path: _AGE.index(path.suffix))), sum(map(_size, paths))
-                )
-                for host, paths in sorted(found[hour].items())
-            }
-            for hour in sorted(found)
+            hour: {host: _source(self.settings.logs / host, names) for host, names in hosts.items()}
+            for hour, hosts in found.items()
         }
 
     def run(self, now: datetime | None = None, progress: Progress = lambda text: None) -> list[datetime]:
@@ -136,13 +121,13 @@ class Hours:
 
     def manifest(self, hour: datetime) -> Path:
         """Give the file that tells what an hour was made from."""
-        return self.lake.day("manifests", hour.date()) / f"hour={hour:%H}.json"
+        return self.lake.manifest(hour)
 
     def carried(self, host: str, before: datetime) -> bytes:
         """Give the lines that matter to an hour of a host, from the last hour before it that has a log."""
         folder = self.lake.root / "carried" / host
         names = sorted(path.name for path in folder.glob("*.log")) if folder.is_dir() else []
-        earlier = [name for name in names if name < f"{before:{_STAMP}}.log"]
+        earlier = [name for name in names if name < f"{before:{STAMP}}.log"]
         return (folder / earlier[-1]).read_bytes() if earlier else b""
 
     def make(self, hour: datetime, sources: Mapping[str, Source], progress: Progress) -> None:
@@ -174,22 +159,20 @@ class Hours:
                 for table in PARSED:
                     files[table].append(_spill(getattr(parsed, table), self.temporary / f"{source.host}.{table}.arrow"))
                 finished += source.size
-                progress(f"{hour:{_STAMP}}: {finished * 100 // max(1, total)} % of {total / 1e6:.0f} MB read")
-        progress(f"{hour:{_STAMP}}: writing")
+                progress(f"{hour:{STAMP}}: {finished * 100 // max(1, total)} % of {total / 1e6:.0f} MB read")
+        progress(f"{hour:{STAMP}}: writing")
         self.write(hour, {table: map(_mapped, files[table]) for table in PARSED})
         for host, lines in carried.items():
-            with replacing(self.lake.root / "carried" / host / f"{hour:{_STAMP}}.log") as path:
+            with replacing(self.lake.root / "carried" / host / f"{hour:{STAMP}}.log") as path:
                 path.write_bytes(lines)
         counts = {name: sum(entry[name] for entry in hosts.values()) for name in ("bytes", "lines", "foreign", *PARSED)}
         with replacing(self.manifest(hour)) as path:
-            path.write_text(
-                json.dumps({"hour": f"{hour:{_STAMP}}", **counts, "hosts": hosts}, indent=1, sort_keys=True)
-            )
+            path.write_text(json.dumps({"hour": f"{hour:{STAMP}}", **counts, "hosts": hosts}, indent=1, sort_keys=True))
         for part in self.lake.parts(hour):
             part.unlink()
         shutil.rmtree(self.temporary)
         seconds = time.monotonic() - start
-        progress(f"{hour:{_STAMP}}: {counts['lines']} lines, {counts['attempts']} attempts in {seconds:.1f} s\n")
+        progress(f"{hour:{STAMP}}: {counts['lines']} lines, {counts['attempts']} attempts in {seconds:.1f} s\n")
 
     def read(self, hour: datetime, source: Source) -> Read:
         """Parse the log of one host."""
@@ -259,11 +242,13 @@ class Follower:
 
     def look(self, now: datetime | None = None) -> int:
         """Add what is new since the last look; give the number of attempts."""
+        start = time.time()
         now = now or datetime.now(UTC).replace(tzinfo=None)
         count = 0
         for hour, sources in self.hours.sources().items():
             if not self.hours.manifest(hour).exists() and hour <= now:
                 count += self._add(hour, sources)
+        self.hours.lake.mark("followed", start)  # what was written until then is in the lake
         return count
 
     def _add(self, hour: datetime, sources: Mapping[str, Source]) -> int:
@@ -316,7 +301,7 @@ def bring_in(
         hours.setdefault(moment.replace(tzinfo=None, minute=0, second=0), []).append(line)
     written = []
     for hour, found in hours.items():
-        path = settings.logs / host / f"{hour:{_STAMP}}.log"
+        path = settings.logs / host / f"{hour:{STAMP}}.log"
         log = b"\n".join(found) + b"\n"
         if path.exists() and path.read_bytes() != log:
             raise FileExistsError(
@@ -326,6 +311,12 @@ def bring_in(
             temporary.write_bytes(log)
         written.append(path)
     return written
+
+
+def _source(folder: Path, names: Iterable[str]) -> Source:
+    """Give what a host has of an hour."""
+    paths = sorted((folder / name for name in names), key=lambda path: AGES.index(path.suffix))
+    return Source(folder.name, tuple(paths), sum(map(_size, paths)))
 
 
 def _digest(data: bytes) -> str:

@@ -9,6 +9,7 @@ attempts/day=2026-11-21/hour=15.part-000001.parquet    the hour that goes on, in
 attempts/day=2026-11-20/day.parquet              a day that was compacted; hours beside it no longer count
 rollups/…  rejects/…  unparsed/…                 the same
 manifests/day=2026-11-21/hour=14.json            what the hour was made from
+.followed  .ingested                             their time: until when lines were followed, when the ingest ended
 ```
 
 A file appears as a whole or not at all: readers need no lock. All times are UTC, without a zone.
@@ -17,6 +18,7 @@ A file appears as a whole or not at all: readers need no lock. All times are UTC
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -136,6 +138,34 @@ class Lake:
         return [
             path for table in TABLES for path in self.day(table, hour.date()).glob(f"hour={hour:%H}.part-*.parquet")
         ]
+
+    def manifest(self, hour: datetime) -> Path:
+        """Give the file that tells what an hour was made from."""
+        return self.day("manifests", hour.date()) / f"hour={hour:%H}.json"
+
+    def lines(self, now: datetime) -> tuple[int, int]:
+        """Count the lines of the hours of the last day that are closed: all of them, and those that no rule knows."""
+        lines = unparsed = 0
+        for number in range(24):
+            with contextlib.suppress(FileNotFoundError):
+                manifest = json.loads(self.manifest(now - timedelta(hours=number)).read_text())
+                lines += manifest["lines"]
+                unparsed += manifest["unparsed"]
+        return lines, unparsed
+
+    def mark(self, work: str, at: float) -> None:
+        """Note a time of some work, in seconds since the epoch."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / f".{work}"
+        path.touch()
+        os.utime(path, (at, at))
+
+    def marked(self, work: str) -> float:
+        """Give the time that was noted last; 0 if there is none."""
+        try:
+            return (self.root / f".{work}").stat().st_mtime
+        except FileNotFoundError:
+            return 0
 
     def files(self, table: str, begin: datetime, end: datetime) -> list[Path]:
         """Give the files that hold all rows from begin to end (not included), and maybe more; oldest first.

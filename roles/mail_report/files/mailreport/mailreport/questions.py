@@ -260,6 +260,23 @@ class Questions:
         values = {"dimension": _known(dimension), "outcome": outcome, "begin": begin, "end": end, "limit": limit}
         return [Top(row["key"], row["number"], row["total"]) for row in self._ask("rollups", begin, end, sql, values)]
 
+    def most(self, begin: datetime, end: datetime, dimension: str, limit: int = 20) -> dict[str, dict[str, int]]:
+        """Give how many attempts had each outcome, of the domains, relays, hosts or errors with the most attempts."""
+        begin -= (begin - EPOCH) % BUCKET
+        counts = ", ".join(
+            f"SUM(CASE WHEN outcome = '{outcome}' THEN attempts ELSE 0 END) AS {outcome}" for outcome in OUTCOMES
+        )
+        sql = f"""
+            SELECT key, SUM(attempts) AS total, {counts}
+            FROM rollups
+            WHERE dimension = $dimension AND bucket >= $begin AND bucket < $end
+            GROUP BY key
+            ORDER BY total DESC, key
+            LIMIT $limit"""
+        values = {"dimension": _known(dimension), "begin": begin, "end": end, "limit": limit}
+        rows = self._ask("rollups", begin, end, sql, values)
+        return {row["key"]: {outcome: row[outcome] for outcome in OUTCOMES} for row in rows}
+
     def unparsed(self, begin: datetime, end: datetime) -> Unparsed:
         """Give the lines that no rule knows."""
         where, values = "time >= $begin AND time < $end", {"begin": begin, "end": end}
@@ -275,6 +292,18 @@ class Questions:
         sql = "SELECT host, MAX(time) AS newest FROM attempts GROUP BY host"
         hosts |= {row["host"]: row["newest"] for row in self._ask("attempts", now - HOUR, now + HOUR, sql, {})}
         return Freshness(hosts, self.lake.newest_hour())
+
+    def newest(self, now: datetime) -> datetime | None:
+        """Give when the newest attempt of the week before now was made. It costs much less than that of each host."""
+        for span in (2 * HOUR, WEEK):
+            sql = "SELECT MAX(bucket) AS newest FROM rollups WHERE dimension = 'all'"
+            for row in self._ask("rollups", now - span, now + HOUR, sql, {}):
+                if (begin := row["newest"]) is not None:
+                    end = begin + BUCKET
+                    sql = "SELECT MAX(time) AS newest FROM attempts WHERE time >= $begin AND time < $end"
+                    exact = self._ask("attempts", begin, end, sql, {"begin": begin, "end": end})
+                    return exact[0]["newest"] or begin if exact else begin
+        return None
 
     def _page(
         self, table: str, names: Sequence[str], key: Sequence[str], search: Search, limit: int, after: str

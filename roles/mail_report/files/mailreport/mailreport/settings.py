@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 import tomllib
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 CONFIG = Path("/etc/mailreport/mailreport.toml")
 
@@ -44,6 +46,16 @@ class WebSettings:
 
 
 @dataclass(frozen=True)
+class PrometheusSettings:
+    """Those of the site's Prometheus, which the page about the hosts asks."""
+
+    url: str = ""  # "" for none
+    ca: Path | None = None  # whose certificates are trusted; those that the system trusts if there is none
+    user: str = ""
+    password_file: Path | None = None  # read at each question, as a password may be renewed
+
+
+@dataclass(frozen=True)
 class Settings:
     """All of them."""
 
@@ -60,6 +72,7 @@ class Settings:
     engine_url_file: Path | None = None  # that holds engine_url, as that may have a password in it
     engine_lake: str = ""  # where the engine's server has the lake or the lakes; "" for the same place
     web: WebSettings = field(default_factory=WebSettings)
+    prometheus: PrometheusSettings = field(default_factory=PrometheusSettings)
 
     @property
     def asked(self) -> Path:
@@ -91,7 +104,38 @@ class Settings:
             raise SettingsError(f"{path}: engine_url: say where {settings.engine} is.")
         if (settings.web.certificate is None) != (settings.web.key is None):
             raise SettingsError(f"{path}: web.certificate and web.key: give both or none.")
+        if problem := _problem(settings.prometheus):
+            raise SettingsError(f"{path}: prometheus.{problem}")
         return settings
+
+
+def _problem(prometheus: PrometheusSettings) -> str:
+    """Tell what is wrong with the settings of Prometheus, "" if nothing is."""
+    if not prometheus.url:
+        return "" if prometheus == PrometheusSettings() else "url: say where Prometheus is."
+    try:
+        url = urlsplit(prometheus.url)
+        port = url.port
+    except ValueError:
+        url, port = urlsplit(""), None
+    if url.scheme not in ("http", "https") or not url.hostname or port == 0 or url.query or url.fragment:
+        return f"url: {prometheus.url!r} is not the address of a Prometheus, such as https://mon-01.site.test:9090."
+    if "@" in url.netloc:
+        return "url: user and password have settings of their own: prometheus.user and prometheus.password_file."
+    if (prometheus.user == "") != (prometheus.password_file is None):
+        return "user and prometheus.password_file: give both or none."
+    if ":" in prometheus.user:
+        return "user: a name with a : in it cannot be sent."
+    if prometheus.user and url.scheme == "http" and not _is_loopback(url.hostname):
+        return f"url: the password would be sent in the clear to {url.hostname}: let it begin with https."
+    return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _made(kind: Any, content: dict[str, Any], where: str) -> Any:
@@ -128,7 +172,9 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     raise SettingsError(f"{where}: {value!r} is not {_WANTED.get(kind, 'the whole path of a file')}.")
 
 
-_WANTED = {int: "a number from 0", str: "a text", tuple[str, ...]: "a list of texts", WebSettings: "a table"}
+_WANTED = {int: "a number from 0", str: "a text", tuple[str, ...]: "a list of texts"} | dict.fromkeys(
+    (WebSettings, PrometheusSettings), "a table"
+)
 
 
 def main() -> int:

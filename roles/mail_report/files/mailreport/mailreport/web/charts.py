@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 
 from mailreport.questions import STEPS, Point
@@ -49,6 +49,7 @@ class Chart:
     lines: dict[str, str]  # paths by name
     levels: list[tuple[float, str]]  # of the vertical axis: share of the height from above, label
     ticks: list[tuple[float, str]]  # of the time axis: percent, label
+    keys: dict[str, str] = field(default_factory=dict)  # what the lines are, by name
 
 
 def step_of(form: Form) -> timedelta:
@@ -70,15 +71,61 @@ def charts(form: Form, points: Sequence[Point], step: timedelta) -> list[Chart]:
     return [bars[0], drawing.share(), *bars[1:], drawing.delays()]
 
 
-class _Drawing:
-    """What all charts of a page have in common."""
+class Axis:
+    """The time that all charts of a page have in common."""
+
+    def __init__(self, form: Form, begin: datetime, end: datetime, step: timedelta) -> None:
+        self._form, self._begin, self._span, self._step = form, begin, end - begin, step
+        self._ticks = self._time_ticks()
+
+    def _column(self, begin: datetime, height: float, text: str) -> Mark:
+        """Give a step's column: a bar if it has a height (0 to 1), and what is told of it."""
+        x, width = self._x(begin), WIDTH * (self._step / self._span)
+        high = max(HEIGHT * height, 1.5 if height else 0)  # one among many is seen, too
+        told = f"{self._clock(begin)}: {text}"
+        return Mark(round(x, 2), round(width, 2), round(HEIGHT - high, 2), round(high, 2), told)
+
+    def _line(self, values: Iterable[tuple[datetime, float | None]], place: Callable[[float], float]) -> str:
+        """Join the steps that have a value, by their begin; a lonely one becomes a dot."""
+        path, pen = "", "M"
+        for begin, value in values:
+            if value is None:
+                pen = "M"
+                continue
+            x, y = self._x(begin + self._step / 2), HEIGHT * (1 - place(value))
+            path += f"{pen}{x:.1f} {y:.1f}" + ("h0" if pen == "M" else "")
+            pen = "L"
+        return path
+
+    def _x(self, at: datetime) -> float:
+        return WIDTH * ((at - self._begin) / self._span)
+
+    def _time_ticks(self) -> list[tuple[float, str]]:
+        """Give labels at round times of the form's zone."""
+        every = next((tick for tick in _TICKS if self._span / tick <= 6), _TICKS[-1])
+        midnight = self._form.local(self._begin).replace(hour=0, minute=0, second=0, microsecond=0)
+        ticks = []
+        for number in range(int((self._span + timedelta(days=1)) / every) + 1):
+            local = midnight + number * every  # on the clock of the zone, also where that clock was changed
+            place = 100 * ((local.astimezone(UTC).replace(tzinfo=None) - self._begin) / self._span)
+            if 3 <= place <= 97:  # there is room for the label
+                at_midnight = local.time() == time.min
+                ticks.append((round(place, 2), f"{local.day} {local:%b}" if at_midnight else f"{local:%H:%M}"))
+        return ticks
+
+    def _clock(self, at: datetime) -> str:
+        local = self._form.local(at)
+        return f"{local.day} {local:%b %H:%M}"
+
+
+class _Drawing(Axis):
+    """The charts of points."""
 
     def __init__(self, form: Form, points: Sequence[Point], step: timedelta) -> None:
-        self._form, self._points, self._step = form, points, step
         # Whole steps, so that no bar is cut.
-        self._begin = min([form.begin, *(point.begin for point in points)])
-        self._span = max([form.end, *(point.begin + step for point in points)]) - self._begin
-        self._ticks = self._time_ticks()
+        begin = min([form.begin, *(point.begin for point in points)])
+        super().__init__(form, begin, max([form.end, *(point.begin + step for point in points)]), step)
+        self._points = points
 
     def bars(self, outcome: str, title: str) -> Chart:
         """Draw counts."""
@@ -126,45 +173,14 @@ class _Drawing:
         lines = {name: self._path(values, place) for name, values in measures.items()}
         levels = [(1 - place(delay), label) for delay, label in _DELAYS.items() if low <= delay <= high]
         summary = f"between {duration(min(known))} and {duration(max(known))}" if known else "none delivered"
-        return Chart("delay", "Delay of what was delivered", summary, marks, lines, levels, self._ticks)
+        keys = {name: name for name in lines}
+        return Chart("delay", "Delay of what was delivered", summary, marks, lines, levels, self._ticks, keys)
 
     def _mark(self, point: Point, height: float, text: str) -> Mark:
-        x, width = self._x(point.begin), WIDTH * (self._step / self._span)
-        high = max(HEIGHT * height, 1.5 if height else 0)  # one among many is seen, too
-        told = f"{self._clock(point.begin)}: {text}"
-        return Mark(round(x, 2), round(width, 2), round(HEIGHT - high, 2), round(high, 2), told)
+        return self._column(point.begin, height, text)
 
     def _path(self, values: Sequence[float | None], place: Callable[[float], float]) -> str:
-        """Join the points that have a value; a lonely one becomes a dot."""
-        path, pen = "", "M"
-        for point, value in zip(self._points, values, strict=True):
-            if value is None:
-                pen = "M"
-                continue
-            x, y = self._x(point.begin + self._step / 2), HEIGHT * (1 - place(value))
-            path += f"{pen}{x:.1f} {y:.1f}" + ("h0" if pen == "M" else "")
-            pen = "L"
-        return path
-
-    def _x(self, at: datetime) -> float:
-        return WIDTH * ((at - self._begin) / self._span)
-
-    def _time_ticks(self) -> list[tuple[float, str]]:
-        """Give labels at round times of the form's zone."""
-        every = next((tick for tick in _TICKS if self._span / tick <= 6), _TICKS[-1])
-        midnight = self._form.local(self._begin).replace(hour=0, minute=0, second=0, microsecond=0)
-        ticks = []
-        for number in range(int((self._span + timedelta(days=1)) / every) + 1):
-            local = midnight + number * every  # on the clock of the zone, also where that clock was changed
-            place = 100 * ((local.astimezone(UTC).replace(tzinfo=None) - self._begin) / self._span)
-            if 3 <= place <= 97:  # there is room for the label
-                at_midnight = local.time() == time.min
-                ticks.append((round(place, 2), f"{local.day} {local:%b}" if at_midnight else f"{local:%H:%M}"))
-        return ticks
-
-    def _clock(self, at: datetime) -> str:
-        local = self._form.local(at)
-        return f"{local.day} {local:%b %H:%M}"
+        return self._line(zip((point.begin for point in self._points), values, strict=True), place)
 
 
 def _ceiling(value: float) -> int:

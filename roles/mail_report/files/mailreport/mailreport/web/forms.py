@@ -85,8 +85,8 @@ class Form:
         return {name: value for name, value in given.items() if value}
 
 
-def read(args: Mapping[str, str], now: datetime, zone_name: str) -> Form:
-    """Read a form's parameters; the zone given counts where they name none."""
+def read(args: Mapping[str, str], now: datetime, zone_name: str, default: str = DEFAULT_RANGE) -> Form:
+    """Read a form's parameters; the zone given counts where they name none, and so does the range."""
     # A key is one of a chart's, to the letter.
     typed = {name: (value if name == "key" else value.strip())[:_LONGEST] for name, value in args.items()}
     errors = {}
@@ -95,13 +95,13 @@ def read(args: Mapping[str, str], now: datetime, zone_name: str) -> Form:
     if tz is None:
         errors["tz"] = f"There is no time zone {zone_name}. Write one such as Europe/Berlin or UTC."
         zone_name, tz = "UTC", UTC
-    choice = typed.get("range") or ("custom" if typed.get("from") else DEFAULT_RANGE)
+    choice = typed.get("range") or ("custom" if typed.get("from") else default)
     if choice not in RANGES:
         errors["range"] = "Choose a time range from the list."
-        choice = DEFAULT_RANGE
+        choice = default
     # Whole seconds, so that a permanent link asks for the same.
     end = now.astimezone(UTC).replace(microsecond=0, tzinfo=None) + timedelta(seconds=1)
-    begin = end - (RANGES[choice][1] or RANGES[DEFAULT_RANGE][1])
+    begin = end - (RANGES[choice][1] or RANGES[default][1])
     if choice == "custom":
         times = {}
         for name in ("from", "to"):

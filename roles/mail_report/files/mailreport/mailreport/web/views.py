@@ -21,9 +21,11 @@ from werkzeug.wrappers import Response as AnyResponse
 from mailreport import output, raw
 from mailreport.engines import EngineError
 from mailreport.lake import ATTEMPTS, DIMENSIONS, OUTCOMES, REJECTS
+from mailreport.prometheus import Prometheus
 from mailreport.questions import Freshness, Journey, Message, Questions, Row
 from mailreport.settings import Settings
 from mailreport.web import auth, charts, forms
+from mailreport.web import hosts as host_charts
 from mailreport.web.audit import Audit, Entry
 from mailreport.web.forms import Form
 
@@ -324,12 +326,27 @@ def chart() -> tuple[str, int] | str:
     )
 
 
+@page.get("/hosts")
+def hosts() -> tuple[str, int] | str:
+    """Show what Prometheus says of the hosts."""
+    if not state().settings.prometheus.url:
+        abort(404, "No Prometheus is named to this page, so it knows nothing of hosts: see the settings' [prometheus].")
+    form = read_form(host_charts.DEFAULT)
+    if form.range not in host_charts.CHOICES:
+        form.errors["range"] = "Choose a time range from the list."
+    found = None if form.errors else host_charts.report(Prometheus(state().settings.prometheus), form)
+    status = 400 if found is None else 503 if found.is_empty else 200
+    columns = [title for title, _query, _unit in host_charts.COLUMNS.values()]
+    shown = {"report": found, "choices": host_charts.CHOICES, "columns": columns, "most": host_charts.LINES}
+    return render_template("hosts.html", form=form, span=charts.span, **shown), status
+
+
 # ---- What pages are made of
 
 
-def read_form() -> Form:
+def read_form(default: str = forms.DEFAULT_RANGE) -> Form:
     """Read the parameters; a zone that was chosen is kept for the session."""
-    form = forms.read(request.args, now(), session.get("zone", state().settings.web.zone))
+    form = forms.read(request.args, now(), session.get("zone", state().settings.web.zone), default)
     if "tz" in request.args and "tz" not in form.errors:
         session["zone"] = form.zone_name
     return form
@@ -374,6 +391,7 @@ def shared() -> dict[str, Any]:
         "zones": forms.ZONES,
         "token": auth.token,
         "freshness": freshness,
+        "has_hosts": bool(state().settings.prometheus.url),
         "duration": charts.duration,
         "share": charts.share,
         "now": now().replace(tzinfo=None),
