@@ -35,8 +35,9 @@ GROUPS = {
 HOSTS = ["cache-01", "cache-02", "client-01", "dns-01", "mx-01", "fallback-01", "log-01", "other"]
 
 
-def watched(name, groups=GROUPS, leaving=(), addresses=True, folder="/etc/sysconfig", **given):
+def watched(name, groups=None, leaving=(), addresses=True, folder="/etc/sysconfig", **given):
     """What is watched on a host with some variables."""
+    groups = GROUPS if groups is None else groups
     hostvars = {
         host: {
             "inventory_hostname": host,

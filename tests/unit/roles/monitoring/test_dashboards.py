@@ -39,7 +39,7 @@ CACHES = ["cache-01", "cache-02", "cache-03"]
 CLIENTS = ["client-01", "client-02"]
 HOSTS = [*MAIL, "log-01", *CACHES, *CLIENTS]
 QUEUES = {"maildrop": 0, "incoming": 4, "active": 20, "deferred": 40, "hold": 2, "corrupt": 0}
-OUTCOMES = {"sent": 900, "deferred": 60, "bounced": 14, "expired": 2}
+OUTCOMES = {"delivered": 900, "deferred": 60, "bounced": 14, "expired": 2}
 DOMAINS = {"example.org": 1, "example.net": 0.6, "slow.test": 0.4, "example.com": 0.2}
 
 

@@ -117,7 +117,13 @@ def promtool():
 
     def run(folder: Path, *arguments: str) -> tuple[int, str]:
         done = subprocess.run(
-            [program, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+            [program, *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
         )
         return done.returncode, done.stdout
 
