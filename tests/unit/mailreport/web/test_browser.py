@@ -100,6 +100,7 @@ def open_page(browser, address):
 
 def log_in(page, name="reader"):
     """Fill in the login form, by keyboard alone."""
+    page.wait_for_selector("#name:focus")  # on a busy machine it takes a while
     page.keyboard.type(name)
     page.keyboard.press("Tab")
     page.keyboard.type("correct horse")
@@ -111,6 +112,7 @@ def start(page, name="reader"):
     """Open the page."""
     page.goto("/")
     log_in(page, name)
+    page.wait_for_selector("#recipient:focus")
 
 
 def tab_to(page, selector):
