@@ -4,7 +4,7 @@
 """How the lab reaches its test hosts: by entering a container's namespaces, at a tenth of the cost of `docker exec`.
 
 A command gets what `docker exec` would give it: the container's environment, a session of its own, and no capability
-that the container hasn't. It stays in the control group of who started it, which says nothing to systemd's services.
+that the container hasn't. It shares the container's part of the processors, so that a play doesn't starve the daemons.
 What can't be entered is left to `docker exec`: a remote engine's containers, or any if this is not root. It also serves
 users other than root, whose groups it knows.
 """
@@ -47,6 +47,7 @@ ENTER = ["--mount", "--uts", "--ipc", "--net", "--pid", "--no-fork", "--"]
 # nsenter's own fork stops with its child, which a container that ends stops before it kills it: neither would ever end.
 # A shell doesn't. It stays outside with its number, and so must not be replaced by the command, its only child.
 FORK = ["/bin/sh", "-c", '/bin/sh -c "$1"; exit', "sh"]
+JOIN = ["/bin/sh", "-c", '{ echo $$ > "$0"; } 2> /dev/null; exec "$@"']
 
 
 def started(pid: str, container: str) -> str:
@@ -88,6 +89,15 @@ def first_process(container: str) -> str | None:
     return pid
 
 
+def control_group(pid: str) -> str:
+    """Give the file by which another process joins that which tells a process its share of the processors."""
+    groups = [line.split(":", 2) for line in Path("/proc", pid, "cgroup").read_text().splitlines()]
+    for _number, controllers, path in groups:
+        if "cpu" in controllers.split(","):
+            return f"/sys/fs/cgroup/{controllers}{path}/cgroup.procs"
+    return f"/sys/fs/cgroup{groups[-1][2]}/cgroup.procs"  # the one group of version 2
+
+
 def entry(container: str, user: str) -> tuple[list[str], dict[str, str] | None]:
     """Give the words to put before a shell command for a container, and their environment if not this one's."""
     setpriv, nsenter = shutil.which("setpriv"), shutil.which("nsenter")
@@ -99,7 +109,17 @@ def entry(container: str, user: str) -> tuple[list[str], dict[str, str] | None]:
     mask = int(bounds.split()[1], 16)
     # Of root's capabilities only these survive the start of the next program. Among them is what it needs to enter.
     kept = ",".join(["-all", *(f"+cap_{bit}" for bit in range(mask.bit_length()) if mask >> bit & 1)])
-    words = [str(setpriv), "--groups=0", f"--bounding-set={kept}", str(nsenter), f"--target={pid}", *ENTER, *FORK]
+    words = [
+        *JOIN,
+        control_group(pid),
+        str(setpriv),
+        "--groups=0",
+        f"--bounding-set={kept}",
+        str(nsenter),
+        f"--target={pid}",
+        *ENTER,
+        *FORK,
+    ]
     return words, dict(pair.split("=", 1) for pair in environment if "=" in pair)
 
 

@@ -73,6 +73,15 @@ def test_the_first_process_is_asked_for_once(plugin, asked, start):
     assert asked() == ["inspect"]
 
 
+def test_the_control_group_is_that_of_the_process(plugin, start):
+    pid = str(start().pid)
+    group = Path(plugin.control_group(pid))
+    if not group.exists():
+        pytest.skip("control groups are not to be seen here")
+    assert pid in group.read_text().split()
+    assert str(group) in plugin.entry("c", "root")[0]
+
+
 def test_only_the_capabilities_of_the_container_are_kept(plugin, start):
     status = Path(f"/proc/{start().pid}/status").read_text()
     mask = int(status.partition("CapBnd:")[2].split()[0], 16)
