@@ -94,8 +94,8 @@ def control_group(pid: str) -> str:
     groups = [line.split(":", 2) for line in Path("/proc", pid, "cgroup").read_text().splitlines()]
     for _number, controllers, path in groups:
         if "cpu" in controllers.split(","):
-            return f"/sys/fs/cgroup/{controllers}{path}/cgroup.procs"
-    return f"/sys/fs/cgroup{groups[-1][2]}/cgroup.procs"  # the one group of version 2
+            return f"/sys/fs/cgroup/{controllers}{path.rstrip('/')}/cgroup.procs"
+    return f"/sys/fs/cgroup{groups[-1][2].rstrip('/')}/cgroup.procs"  # the one group of version 2
 
 
 def entry(container: str, user: str) -> tuple[list[str], dict[str, str] | None]:
