@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import duckdb
+
 from mailreport import engines, metrics, output, raw
 from mailreport.lake import ATTEMPTS, DIMENSIONS, OUTCOMES, REJECTS
 from mailreport.questions import Journey, Mail, Message, Page, Questions, Row, Search, mail_of
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except (SettingsError, engines.EngineError, OSError) as error:
+    except (SettingsError, engines.EngineError, OSError, duckdb.Error) as error:
         print(f"mailreport: {error}", file=sys.stderr)
         return 2
 
