@@ -298,6 +298,19 @@ def test_bad_input_stops_before_anything_is_changed(
     assert hosts["monitor-1"].check_output(state) == before
 
 
+def test_can_be_removed_and_made_again(hosts, play) -> None:
+    """On a host of each family, with packages and with archives. The series of Prometheus stay."""
+    limit = "--limit=mx-1,monitor-1,localhost"
+    assert play("converge", limit, monitoring_state="absent").changes
+    for name in ("mx-1", "monitor-1"):
+        assert hosts[name].run("ss -Hltn | grep -E ':(9090|9093|9100) '").rc == 1
+        assert hosts[name].run("systemctl cat site-metrics.timer prometheus-node-exporter.service").rc == 1
+    assert hosts["monitor-1"].file("/var/lib/prometheus/metrics2/wal").is_directory
+    assert play("converge", limit, monitoring_state="absent").changes == 0
+    assert play("converge", limit).changes
+    assert hosts["mx-1"].run("systemctl is-active site-metrics.timer prometheus-node-exporter.service").rc == 0
+
+
 def test_dashboards_have_what_they_ask_for(prometheus: Prometheus, tmp_path: Path) -> None:
     """Their queries are taken, and pictures of them drawn; those of what runs here have values."""
     (tmp_path / "ca.crt").write_text(prometheus.host.file(CA).content_string)
