@@ -1,26 +1,21 @@
 # Copyright: Tenfold contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests share: running a module, a tiny project to compile, and real and scripted memcacheds."""
+"""What the tests share: running a module, a tiny project to compile, and memcacheds as they are asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import getpass
 import hashlib
 import io
 import ipaddress
 import itertools
 import json
 import os
-import shutil
-import socket
 import socketserver
-import subprocess
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -130,83 +125,20 @@ def key(request: pytest.FixtureRequest) -> str:
 _numbers = itertools.count()
 
 
-class Memcached:
-    """A running memcached: options holds the module options that reach it."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
-
-    def connect(self) -> socket.socket:
-        """A connection to it, as a plain socket."""
-        if "socket" not in self.options:
-            return socket.create_connection(("127.0.0.1", self.options["port"]), timeout=5)
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self.options["socket"])
-        return connection
-
-    def raw(self, command: bytes) -> bytes:
-        """What it answers, without TLS and login, to raw protocol text."""
-        with self.connect() as connection:
-            connection.sendall(command + b"\r\nquit\r\n")
-            with connection.makefile("rb") as answer:
-                return answer.read()
-
-
 @pytest.fixture(scope="session")
-def start_memcached(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[..., Memcached]]:
-    """A function that starts a memcached with some arguments, until the end of the session."""
-    binary = shutil.which("memcached", path="/usr/bin:/usr/local/bin:/bin")
-    if binary is None:
-        pytest.skip("memcached is not installed (package memcached)")
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start(*arguments: str, unix: bool = False) -> Memcached:
-        directory = tmp_path_factory.mktemp("memcached")
-        log = directory / "log"
-        options: dict[str, Any] = {}
-        if unix:
-            options["socket"] = str(directory / "s")
-            listen = ["-s", options["socket"]]
-        else:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                options["port"] = free.getsockname()[1]
-            listen = ["-l", "127.0.0.1", "-p", str(options["port"])]
-        # memcached refuses to run as root unless it is told to.
-        command = [binary, "-u", getpass.getuser(), "-t", "1", *listen, *arguments]
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output)
-        processes.append(process)
-        memcached = Memcached(options)
-        end = time.monotonic() + 5
-        while process.poll() is None and time.monotonic() < end:
-            with contextlib.suppress(OSError):
-                memcached.connect().close()
-                return memcached
-            time.sleep(0.02)
-        raise RuntimeError(f"{command} did not start: {log.read_text()}")
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture(scope="session")
-def memcached(start_memcached: Callable[..., Memcached]) -> Memcached:
+def memcached(start_memcached: Callable[..., Any]) -> Any:
     """A memcached as it is by default."""
     return start_memcached()
 
 
 @pytest.fixture(scope="session")
-def unix_memcached(start_memcached: Callable[..., Memcached]) -> Memcached:
+def unix_memcached(start_memcached: Callable[..., Any]) -> Any:
     """A memcached on a Unix socket."""
     return start_memcached(unix=True)
 
 
 @pytest.fixture(scope="session")
-def login_memcached(start_memcached: Callable[..., Memcached], tmp_path_factory: pytest.TempPathFactory) -> Memcached:
+def login_memcached(start_memcached: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A memcached that asks for the login of deploy, password "sesame"."""
     users = tmp_path_factory.mktemp("users") / "users"
     users.write_text("other:x\ndeploy:sesame\n")

@@ -11,7 +11,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -30,7 +29,7 @@ WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 812}
 
 
 @pytest.fixture(scope="module")
-def address(made, served, tmp_path_factory):
+def address(made, served, serving, tmp_path_factory):
     """Give the address of gunicorn, which serves the site with its own settings."""
     folder = tmp_path_factory.mktemp("gunicorn")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
@@ -48,23 +47,14 @@ def address(made, served, tmp_path_factory):
     code = Path(mailreport.__file__).parents[1]
     environment = {**os.environ, "MAILREPORT_SETTINGS": str(file), "PYTHONPATH": str(code)}
     command = [sys.executable, "-m", "gunicorn", "-c", "python:mailreport.web.gunicorn", "mailreport.web:create_app()"]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
     trusting = ssl.create_default_context(cafile=str(certificate))
-    try:
-        for _turn in range(150):
-            try:
-                urllib.request.urlopen(f"https://127.0.0.1:{port}/login", context=trusting, timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (folder / "log").read_text()
-                time.sleep(0.1)
-        else:
-            pytest.fail((folder / "log").read_text())
+
+    def answers() -> bool:
+        urllib.request.urlopen(f"https://127.0.0.1:{port}/login", context=trusting, timeout=5).close()
+        return True
+
+    with serving(command, folder, answers, env=environment):
         yield f"https://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.fixture(scope="module")

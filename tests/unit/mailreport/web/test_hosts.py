@@ -200,7 +200,7 @@ groups:
 
 
 @pytest.fixture(scope="module")
-def real(served, tmp_path_factory):
+def real(served, serving, tmp_path_factory):
     """Give the address of a Prometheus that knows the same of the last seven hours."""
     if not all(map(shutil.which, ("prometheus", "promtool"))):
         pytest.skip("Debian's package prometheus is not installed")
@@ -224,23 +224,13 @@ def real(served, tmp_path_factory):
         "--config.file=prometheus.yml",
         "--storage.tsdb.path=data",
     ]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-    try:
-        for _turn in range(300):
-            try:
-                with urllib.request.urlopen(f"http://{address}/api/v1/alerts", timeout=5) as answer:
-                    if b"firing" in answer.read():
-                        break
-            except OSError:
-                assert server.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-        else:
-            pytest.fail((folder / "log").read_text())
+
+    def answers() -> bool:
+        with urllib.request.urlopen(f"http://{address}/api/v1/alerts", timeout=5) as answer:
+            return b"firing" in answer.read()
+
+    with serving(command, folder, answers, turns=300):
         yield f"http://{address}"
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def test_real_prometheus_answers_all_that_is_asked(real, open_hosts):

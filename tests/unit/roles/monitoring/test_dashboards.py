@@ -209,7 +209,7 @@ def program(name, *arguments):
 
 
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory):
+def prometheus(serving, tmp_path_factory):
     """The address of a Prometheus that knows what is made here, and the time until which it does."""
     if not all(map(shutil.which, ("prometheus", "promtool"))):
         pytest.skip("prometheus is not installed")
@@ -226,20 +226,9 @@ def prometheus(tmp_path_factory):
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    with (folder / "log").open("w") as log:
-        running = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
-    try:
-        for _attempt in range(150):
-            try:
-                if requests.get(f"http://{address}/-/ready", timeout=5).ok:
-                    break
-            except requests.ConnectionError:
-                assert running.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
+    command.append(f"--web.listen-address={address}")
+    with serving(command, folder, lambda: requests.get(f"http://{address}/-/ready", timeout=5).ok):
         yield f"http://{address}", end
-    finally:
-        running.terminate()
-        running.wait(30)
 
 
 def test_dashboards_are_current():

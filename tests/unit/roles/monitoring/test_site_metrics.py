@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import hashlib
 import itertools
 import json
@@ -190,38 +188,18 @@ def test_a_deep_queue_takes_little_time(queues, tmp_path, install, capsys):
 # memcached
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
+@pytest.fixture
+def start(start_memcached):
     """A function that starts a memcached and gives the configuration that reaches it."""
-    binary = shutil.which("memcached", path="/usr/bin:/usr/local/bin:/bin")
-    if binary is None:
-        pytest.skip("memcached is not installed (package memcached)")
-    processes = []
 
     def start(*arguments: str, unix: bool = False) -> dict[str, object]:
-        directory = tmp_path_factory.mktemp("memcached")
-        place: dict[str, object] = {"name": "default", "pool": "cache.site.test"}
-        if unix:
-            place["socket"] = str(directory / "s")
-            listen = ["-s", str(directory / "s")]
-        else:
-            place.update(address="127.0.0.1", port=free_port())
-            listen = ["-l", "127.0.0.1", "-p", str(place["port"])]
-        command = [binary, "-u", getpass.getuser(), "-t", "1", *listen, *arguments]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE)
-        processes.append(process)
-        end = time.monotonic() + 5
-        while process.poll() is None and time.monotonic() < end:
-            with contextlib.suppress(OSError):
-                connect(place).close()
-                return place
-            time.sleep(0.02)
-        raise RuntimeError(f"{command} did not start")
+        return place_of(start_memcached(*arguments, unix=unix))
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start
+
+
+def place_of(memcached) -> dict[str, object]:
+    return {"name": "default", "pool": "cache.site.test", "address": "127.0.0.1", **memcached.options}
 
 
 def free_port() -> int:
@@ -229,26 +207,12 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def connect(place) -> socket.socket:
-    if "socket" not in place:
-        return socket.create_connection((place["address"], place["port"]), timeout=5)
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(place["socket"])
-    return connection
-
-
-def talk(place, text: str) -> None:
-    with connect(place) as connection:
-        connection.sendall(text.replace("\n", "\r\n").encode() + b"quit\r\n")
-        with connection.makefile("rb") as answer:
-            answer.read()
-
-
-def test_tells_the_statistics_of_memcached(program, start):
-    place = start("-m", "70", "-c", "200")
+def test_tells_the_statistics_of_memcached(program, start_memcached):
+    memcached = start_memcached("-m", "70", "-c", "200")
     text = "set a 0 0 1\n1\nset b 0 0 1\n2\nget a\nget a\nget none\ngets a\ncas a 0 0 1 999\n5\n"
-    talk(place, f"{text}incr a 1\ntouch b 60\ndelete b\ndelete b\n")
-    found = told(program, memcached=[place])
+    text += "incr a 1\ntouch b 60\ndelete b\ndelete b"
+    memcached.raw(text.replace("\n", "\r\n").encode())
+    found = told(program, memcached=[place_of(memcached)])
     labels = 'name="default",pool="cache.site.test"'
     for command, status, count in (
         ("get", "hit", 3),

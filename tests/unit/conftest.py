@@ -1,0 +1,114 @@
+# Copyright: Tenfold contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What tests of several parts share: servers that run for a while, and memcacheds."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Serving = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def serving() -> Serving:
+    """Run a server, from when it answers to the end of a block. A failure tells its log."""
+
+    @contextlib.contextmanager
+    def serving(
+        command: Sequence[str | Path],
+        folder: Path,
+        answers: Callable[[], bool],
+        turns: int = 150,
+        pause: float = 0.1,
+        **options: Any,
+    ) -> Iterator[None]:
+        """Start it in a folder, where its log goes.
+
+        :param answers: whether it serves; while it doesn't, it may raise OSError.
+        :param turns: how often to ask, with a pause in seconds after each.
+        :param options: of `subprocess.Popen`.
+        """
+        log = folder / "log"
+        with log.open("wb") as output:
+            server = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, **options)
+        try:
+            for _turn in range(turns):
+                with contextlib.suppress(OSError):
+                    if answers():
+                        break
+                assert server.poll() is None, log.read_text()
+                time.sleep(pause)
+            else:
+                pytest.fail(f"{command} does not serve: {log.read_text()}")
+            yield
+        finally:
+            server.terminate()
+            server.wait(20)
+
+    return serving
+
+
+class Memcached:
+    """A running memcached: options holds the module options that reach it."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+
+    def connect(self) -> socket.socket:
+        """A connection to it, as a plain socket."""
+        if "socket" not in self.options:
+            return socket.create_connection(("127.0.0.1", self.options["port"]), timeout=5)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.options["socket"])
+        return connection
+
+    def answers(self) -> bool:
+        """Whether it takes connections, or else OSError."""
+        self.connect().close()
+        return True
+
+    def raw(self, command: bytes) -> bytes:
+        """What it answers, without TLS and login, to raw protocol text."""
+        with self.connect() as connection:
+            connection.sendall(command + b"\r\nquit\r\n")
+            with connection.makefile("rb") as answer:
+                return answer.read()
+
+
+@pytest.fixture(scope="session")
+def start_memcached(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Memcached]]:
+    """A function that starts a memcached with some arguments, until the end of the session."""
+    binary = shutil.which("memcached", path="/usr/bin:/usr/local/bin:/bin")
+    if binary is None:
+        pytest.skip("memcached is not installed (package memcached)")
+    with contextlib.ExitStack() as running:
+
+        def start(*arguments: str, unix: bool = False) -> Memcached:
+            directory = tmp_path_factory.mktemp("memcached")
+            options: dict[str, Any] = {}
+            if unix:
+                options["socket"] = str(directory / "s")
+                listen = ["-s", options["socket"]]
+            else:
+                with socket.create_server(("127.0.0.1", 0)) as free:
+                    options["port"] = free.getsockname()[1]
+                listen = ["-l", "127.0.0.1", "-p", str(options["port"])]
+            # memcached refuses to run as root unless it is told to.
+            command = [binary, "-u", getpass.getuser(), "-t", "1", *listen, *arguments]
+            memcached = Memcached(options)
+            running.enter_context(serving(command, directory, memcached.answers, turns=250, pause=0.02))
+            return memcached
+
+        yield start
