@@ -45,7 +45,7 @@ FRESH = 5  # processes
 RANGES = 6  # of recipients, in which a day is sorted: all at once would need more memory
 GOALS = {"bytes": 60, "1 h": 50, "24 h": 150, "30 days": 1000, "chart": 100}
 ORDER = "recipient, time, host, queue_id"
-HOW = f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ingest.ROW_GROUP})"
+HOW = f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {ingest.LEVEL}, ROW_GROUP_SIZE {ingest.ROW_GROUP})"
 DAY_HOW = f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ingest.DAY_ROW_GROUP})"
 
 # Numbers and texts that depend on a row's number and a salt only.

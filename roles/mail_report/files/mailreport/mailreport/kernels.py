@@ -63,6 +63,7 @@ LOCAL, PLAIN, EXACT = range(3)
 # Codes of a status.
 SENT, DEFERRED, BOUNCED, EXPIRED, PROBED = range(5)
 
+SECOND_END = len("2026-11-21T14:05:06")
 DAY = 86_400_000_000
 LONGEST_DELAY = 2**31 - 1  # ms
 LONGEST_LIFE = 10 * DAY  # of a mail that is heard of no more
@@ -239,6 +240,13 @@ def stamp(buffer: Bytes, at: int, end: int, year: int) -> tuple[int, int, int]:
 
     One in the traditional form has no year, and is in local time.
     """
+    time, at, form = whole_second(buffer, at, end, year)
+    return fraction_and_zone(buffer, at, end, time) if at >= 0 and form != LOCAL else (time, at, form)
+
+
+@_jit
+def whole_second(buffer: Bytes, at: int, end: int, year: int) -> tuple[int, int, int]:
+    """Read a time stamp up to its second, as `stamp`, but in its own zone."""
     if end - at > 20 and buffer[at + 4] == 45 and buffer[at + 10] == 84:  # 2026-11-21T14:05:06
         year, month, day = digits(buffer, at, 4), digits(buffer, at + 5, 2), digits(buffer, at + 8, 2)
         at += 11
@@ -255,10 +263,13 @@ def stamp(buffer: Bytes, at: int, end: int, year: int) -> tuple[int, int, int]:
         1 <= month <= 12 and 1 <= day <= 31 and 0 <= hour < 24 and 0 <= minute < 60 and 0 <= second <= 60 and year >= 0
     ):
         return 0, -1, PLAIN
-    time = days(year, month, day) * DAY + ((hour * 60 + minute) * 60 + second) * 1_000_000
-    at += 8
-    if form == LOCAL:
-        return time, at, form
+    return days(year, month, day) * DAY + ((hour * 60 + minute) * 60 + second) * 1_000_000, at + 8, form
+
+
+@_jit
+def fraction_and_zone(buffer: Bytes, at: int, end: int, time: int) -> tuple[int, int, int]:
+    """Read what follows the second of a stamp."""
+    form = PLAIN
     if at < end and buffer[at] == 46:
         at += 1
         scale = 100_000
@@ -347,6 +358,7 @@ def index(buffer: Bytes, year: int) -> tuple[Ints, int, int, int, int]:
     count = lines = foreign = 0
     worst = EXACT
     last_month = last_time = start = 0
+    second = second_time = -1  # where the last stamp with a year begins, and its time up to the second
     while start < size:
         end = line_end(buffer, words, start, size)
         after = end + 1
@@ -356,9 +368,21 @@ def index(buffer: Bytes, year: int) -> tuple[Ints, int, int, int, int]:
             start = after
             continue
         lines += 1
-        new_years, last_month = turn(buffer, start, end, last_month)
-        year += new_years
-        time, at, form = stamp(buffer, start, end, year)
+        # Most lines of a busy host are of the same second as the one before.
+        if (
+            second >= 0
+            and end - start > SECOND_END + 1
+            and same(buffer, start, start + SECOND_END, second, second + SECOND_END)
+        ):
+            time, at, form = second_time, start + SECOND_END, PLAIN
+        else:
+            new_years, last_month = turn(buffer, start, end, last_month)
+            year += new_years
+            time, at, form = whole_second(buffer, start, end, year)
+            if at >= 0 and form == PLAIN:
+                second, second_time = start, time
+        if at >= 0 and form == PLAIN:
+            time, at, form = fraction_and_zone(buffer, at, end, time)
         # A line without a stamp has the time of the one before it.
         last_time = time = time if at >= 0 else last_time
         kind = UNPARSED
@@ -466,7 +490,7 @@ def table_size(count: int) -> int:
 
 
 @_jit
-def place_of(events: Ints, reasons: Ints, pid: int) -> int:
+def place_of(events: Ints, reasons: NDArray[np.int32], pid: int) -> int:
     """Give the place of a process in the table of reasons."""
     place = pid & (len(reasons) - 1)
     while reasons[place] >= 0 and events[reasons[place], PID] != pid:
@@ -594,18 +618,19 @@ def follow(buffer: Bytes, events: Ints, carried: int, exact: bool) -> tuple[Ints
     LOST for a line of no form that is known, KEPT for one that still matters to the next hour.
     """
     total = len(events)
-    mails = np.zeros((total + 1, MAIL_COLUMNS), np.int64)
+    # Room for all that there may be. It costs memory as far as it is written, so that no more of it is set to 0.
+    mails = np.empty((total + 1, MAIL_COLUMNS), np.int64)
     # Each deferral may end as expired.
-    attempts = np.zeros((2 * total + 1, ATTEMPT_COLUMNS), np.int64)
+    attempts = np.empty((2 * total + 1, ATTEMPT_COLUMNS), np.int64)
     # The last mail of each queue id; recipients of a mail that wait, by their hash; lines that made attempts.
     size = table_size(total)
     mask = np.uint64(size - 1)
-    slots = np.full(size, -1, np.int64)
-    waits = np.full(size, -1, np.int64)
-    seen = np.full(size, -1, np.int64)
-    next_waiting = np.full(2 * total + 1, -1, np.int64)
-    reasons = np.full(size, -1, np.int64)  # the last reason of each process, by its number
-    reason_of = np.full(total + 1, -1, np.int64)  # the mail that it belongs to
+    slots = np.full(size, -1, np.int32)
+    waits = np.full(size, -1, np.int32)
+    seen = np.full(size, -1, np.int32)
+    next_waiting = np.empty(2 * total + 1, np.int32)
+    reasons = np.full(size, -1, np.int32)  # the last reason of each process, by its number
+    reason_of = np.full(total + 1, -1, np.int32)  # the mail that it belongs to
     result = np.zeros(total, np.int8)
     deferral = np.zeros(total, np.bool_)
     mail_count = attempt_count = 0
@@ -660,6 +685,7 @@ def follow(buffer: Bytes, events: Ints, carried: int, exact: bool) -> tuple[Ints
             mail_count += 1
             slots[slot] = mail
             new = mails[mail]
+            new[:] = 0
             new[ARRIVED], new[M_OPEN], new[M_FIRST_LINE] = time, 1, number_of_event
             new[M_QUEUE_ID], new[M_QUEUE_ID + 1] = body, colon
             new[M_INSTANCE], new[M_INSTANCE + 1] = event[INSTANCE], event[INSTANCE_END]
@@ -799,22 +825,49 @@ def domains(buffer: Bytes, rows: Ints, column: int) -> Ints:
 
 
 @_jit
-def gather(buffer: Bytes, rows: Ints, column: int, lower: bool) -> tuple[NDArray[np.int32], Bytes]:
-    """Copy a column of texts one after another: where each begins, and the bytes."""
+def gather(buffer: Bytes, rows: Ints, columns: Ints, lower: NDArray[np.bool_]) -> tuple[NDArray[np.int32], Ints, Bytes]:
+    """Copy columns of texts, row by row as the texts of a row are close together.
+
+    :param lower: which of the columns to write in lower case.
+    :return: where each text of each column begins in its column's bytes, where the bytes of each column begin in all
+        bytes, and these.
+    """
     count = len(rows)
-    offsets = np.empty(count + 1, np.int32)
-    total = 0
+    offsets = np.empty((len(columns), count + 1), np.int32)
+    offsets[:, 0] = 0
     for i in range(count):
-        offsets[i] = total
-        total += rows[i, column + 1] - rows[i, column]
-    offsets[count] = total
+        for c in range(len(columns)):
+            offsets[c, i + 1] = offsets[c, i] + rows[i, columns[c] + 1] - rows[i, columns[c]]
+    begins = np.zeros(len(columns) + 1, np.int64)
+    for c in range(len(columns)):
+        begins[c + 1] = begins[c] + offsets[c, count]
+    data = np.empty(begins[-1], np.uint8)
+    for i in range(count):
+        for c in range(len(columns)):
+            begin = rows[i, columns[c]]
+            at = begins[c] + offsets[c, i]
+            size = rows[i, columns[c] + 1] - begin
+            if lower[c]:
+                for k in range(size):
+                    byte = buffer[begin + k]
+                    data[at + k] = byte | 32 if 65 <= byte <= 90 else byte
+            else:
+                for k in range(size):
+                    data[at + k] = buffer[begin + k]
+    return offsets, begins, data
+
+
+@_jit
+def lines(buffer: Bytes, events: Ints) -> Bytes:
+    """Copy the lines of events, each with an end."""
+    total = 0
+    for i in range(len(events)):
+        total += events[i, END] - events[i, START] + 1
     data = np.empty(total, np.uint8)
     at = 0
-    for i in range(count):
-        for k in range(rows[i, column], rows[i, column + 1]):
-            byte = buffer[k]
-            if lower and 65 <= byte <= 90:
-                byte |= 32
-            data[at] = byte
-            at += 1
-    return offsets, data
+    for i in range(len(events)):
+        size = events[i, END] - events[i, START]
+        data[at : at + size] = buffer[events[i, START] : events[i, END]]
+        data[at + size] = 10
+        at += size + 1
+    return data

@@ -10,7 +10,7 @@ end are given back, to be put before the lines of the next hour.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, tzinfo
 from typing import NamedTuple
 
@@ -21,9 +21,29 @@ import pyarrow.compute as pc
 from mailreport import kernels as k
 from mailreport import lake
 
-ROWS = 200_000  # made into a table at a time, to need less memory
+ROWS = 8192  # made into a table at a time: so many stay in the processor's cache, one column after another
 _LOOPBACK = r"^(127\.|::1$)"
 _SECOND = 1_000_000
+# Columns of texts: where they are, and whether they are written in lower case.
+_OF_MAIL = {
+    "instance": (k.M_INSTANCE, False),
+    "queue_id": (k.M_QUEUE_ID, False),
+    "message_id": (k.M_ID, False),
+    "client": (k.M_CLIENT, False),
+    "client_address": (k.M_ADDRESS, False),
+    "sender": (k.M_SENDER, True),
+}
+_OF_ATTEMPT = {
+    "recipient": (k.A_RECIPIENT, True),
+    "original_recipient": (k.A_ORIGINAL, False),
+    "relay": (k.A_RELAY, False),
+    "relay_address": (k.A_ADDRESS, False),
+    "dsn": (k.A_DSN, False),
+    "status": (k.A_STATUS, True),
+    "response": (k.A_RESPONSE, False),
+    "reason": (k.A_REASON, False),
+    "next_queue_id": (k.A_NEXT, False),
+}
 _CODES = pa.array(["delivered", "deferred", "bounced", "expired", "probe"])
 # Each part is what Postfix itself writes, between texts of others.
 _REJECT = re.compile(
@@ -81,7 +101,7 @@ def parse(
         pa.concat_tables(parts) if parts else lake.ATTEMPTS.empty_table(),
         _rejects(buffer, events[(events[:, k.KIND] == k.REJECT) & new], host),
         _unparsed(buffer, events, (became == k.LOST) & new, host),
-        b"".join(_line(buffer, event) + b"\n" for event in events[became == k.KEPT]),
+        k.lines(buffer, events[became == k.KEPT]).tobytes(),
         lines,
         foreign,
     )
@@ -105,12 +125,20 @@ def _line(buffer: k.Bytes, event: k.Ints) -> bytes:
     return buffer[event[k.START] : event[k.END]].tobytes()
 
 
-def _texts(buffer: k.Bytes, rows: k.Ints, column: int = 0, lower: bool = False) -> pa.Array:
-    """Give a column of texts. What is not UTF-8 is written as its bytes' numbers."""
-    offsets, data = k.gather(buffer, rows, column, lower)
+def _texts(buffer: k.Bytes, rows: k.Ints, columns: Mapping[str, tuple[int, bool]]) -> dict[str, pa.Array]:
+    """Give columns of texts. What is not UTF-8 is written as its bytes' numbers."""
+    places, lower = zip(*columns.values(), strict=True)
+    offsets, begins, data = k.gather(buffer, rows, np.array(places), np.array(lower))
+    return {
+        name: _column(offsets[number], data[begins[number] : begins[number + 1]]) for number, name in enumerate(columns)
+    }
+
+
+def _column(offsets: np.ndarray[tuple[int], np.dtype[np.int32]], data: k.Bytes) -> pa.Array:
+    count, buffers = len(offsets) - 1, (pa.py_buffer(offsets), pa.py_buffer(data))
     if not (data & 0x80).any():
-        return pa.StringArray.from_buffers(len(rows), pa.py_buffer(offsets), pa.py_buffer(data))
-    texts = pa.BinaryArray.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+        return pa.StringArray.from_buffers(count, *buffers)
+    texts = pa.BinaryArray.from_buffers(pa.binary(), count, [None, *buffers])
     return pa.array([text.decode(errors="backslashreplace") for text in texts.to_pylist()], pa.string())
 
 
@@ -122,8 +150,10 @@ def _attempts(buffer: k.Bytes, rows: k.Ints, mails: k.Ints, host: str, handover:
     """Make the table of some attempts."""
     mail = mails[rows[:, k.A_MAIL]]
     codes = rows[:, k.A_STATUS_CODE]
-    relay, address = _texts(buffer, rows, k.A_RELAY), _texts(buffer, rows, k.A_ADDRESS)
-    response, following = _texts(buffer, rows, k.A_RESPONSE), _texts(buffer, rows, k.A_NEXT)
+    texts = _texts(buffer, mail, _OF_MAIL) | _texts(buffer, rows, _OF_ATTEMPT)
+    domains = _texts(buffer, k.domains(buffer, rows, k.A_RECIPIENT), {"recipient_domain": (0, True)})
+    relay, address = texts["relay"], texts["relay_address"]
+    response, following = texts["response"], texts["next_queue_id"]
     expired = pa.array(codes == k.EXPIRED)
     own = pa.array(sorted(handover), pa.string())
     # A content filter on this host gives the mail back, under a new queue id.
@@ -131,26 +161,13 @@ def _attempts(buffer: k.Bytes, rows: k.Ints, mails: k.Ints, host: str, handover:
     ours = pc.or_(pc.is_in(pc.utf8_lower(relay), own), pc.is_in(address, own))
     handed = pc.or_(pc.or_(ours, filtered), pc.starts_with(response, "forwarded as "))
     columns = {
+        **texts,
+        **domains,
         "time": _times(rows[:, k.A_TIME]),
         "host": pa.repeat(host, len(rows)),
-        "instance": _texts(buffer, mail, k.M_INSTANCE),
-        "queue_id": _texts(buffer, mail, k.M_QUEUE_ID),
         "arrived": _times(mail[:, k.ARRIVED] // _SECOND * _SECOND),
-        "message_id": _texts(buffer, mail, k.M_ID),
-        "client": _texts(buffer, mail, k.M_CLIENT),
-        "client_address": _texts(buffer, mail, k.M_ADDRESS),
-        "sender": _texts(buffer, mail, k.M_SENDER, lower=True),
-        "recipient": _texts(buffer, rows, k.A_RECIPIENT, lower=True),
-        "recipient_domain": _texts(buffer, k.domains(buffer, rows, k.A_RECIPIENT), lower=True),
-        "original_recipient": _texts(buffer, rows, k.A_ORIGINAL),
-        "relay": relay,
-        "relay_address": address,
-        "dsn": _texts(buffer, rows, k.A_DSN),
-        "status": pc.if_else(expired, "expired", _texts(buffer, rows, k.A_STATUS, lower=True)),
+        "status": pc.if_else(expired, "expired", texts["status"]),
         "outcome": pc.if_else(pc.and_(pa.array(codes == k.SENT), handed), "handed_over", _CODES.take(pa.array(codes))),
-        "response": response,
-        "reason": _texts(buffer, rows, k.A_REASON),
-        "next_queue_id": following,
         "size": pa.array(mail[:, k.M_SIZE]),
     }
     numbers = {
