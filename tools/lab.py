@@ -220,10 +220,17 @@ def site(tags: str) -> None:
 
 def bench() -> None:
     """Measure, side by side, and print tables."""
-    env = prepare(Timings())
-    run(VENV / "bin/python", "tests/bench/build_once.py", "--literal", env=env)
-    run(VENV / "bin/python", "tests/bench/pool.py", env=env)
-    run(VENV / "bin/python", "tests/bench/mail.py", env=env)
+    timings = Timings()
+    env = prepare(timings)
+    timings.run("daemons", make_daemons)
+    for program in (
+        ("build_once.py", "--literal"),
+        ("pool.py",),
+        ("mail.py",),
+        ("mail_ingest.py",),
+        ("mail_report.py",),
+    ):
+        run(VENV / "bin/python", f"tests/bench/{program[0]}", *program[1:], env=env)
 
 
 def make_daemons() -> str:

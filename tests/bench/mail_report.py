@@ -31,10 +31,11 @@ PROJECT = ROOT / "roles/mail_report/files/mailreport"
 sys.path.insert(0, str(PROJECT))
 
 import duckdb  # noqa: E402
-from mailreport import ingest, rollup  # noqa: E402
+from mailreport import ingest, maintain, rollup  # noqa: E402
 from mailreport.engines import DuckDB  # noqa: E402
-from mailreport.lake import Lake, replacing  # noqa: E402
+from mailreport.lake import Lake  # noqa: E402
 from mailreport.questions import HOUR, Questions, Search  # noqa: E402
+from mailreport.settings import Settings  # noqa: E402
 
 RESULTS = ROOT / "bench/results/mail_report.json"
 DAY = datetime(2026, 11, 20)
@@ -42,11 +43,7 @@ DAYS = 30
 ATTEMPTS_A_DAY = 60_000_000
 WARM, LOOKS = 5, 31  # of each kind
 FRESH = 5  # processes
-RANGES = 6  # of recipients, in which a day is sorted: all at once would need more memory
 GOALS = {"bytes": 60, "1 h": 50, "24 h": 150, "30 days": 1000, "chart": 100}
-ORDER = "recipient, time, host, queue_id"
-HOW = f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {ingest.LEVEL}, ROW_GROUP_SIZE {ingest.ROW_GROUP})"
-DAY_HOW = f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ingest.DAY_ROW_GROUP})"
 
 # Numbers and texts that depend on a row's number and a salt only.
 MACROS = """
@@ -190,7 +187,7 @@ class Made:
 
     def __init__(self, folder: Path, hours: int) -> None:
         self.lake = Lake(folder / "lake")
-        self.whole = folder / "whole"  # the day's file, before it is linked
+        self.whole = folder / "whole"  # a lake of the day alone, to be compacted
         self.temporary = folder / "temporary"
         self.hours = hours
 
@@ -204,14 +201,15 @@ class Made:
                 print(f"{hour:%H}:00 made in {time.monotonic() - start:.0f} s", flush=True)
         for number in range(self.hours, 24):
             self._again(DAY + number * HOUR, DAY + number % self.hours * HOUR)
-        for table, order in (("attempts", ORDER), ("rollups", "dimension, key, bucket, outcome, delay_class")):
-            whole = self.whole / f"{table}.parquet"
-            if not whole.exists():
-                start = time.monotonic()
-                self._compact(table, order, whole)
-                print(f"{table}: compacted in {time.monotonic() - start:.0f} s", flush=True)
+        if not (self.whole / "attempts").exists():
+            self._compact()
+        for table in ("attempts", "rollups"):
             for number in range(1, DAYS):
-                link(whole, self.lake.day(table, (DAY - timedelta(days=number)).date()) / "day.parquet")
+                link(self.compacted(table), self.lake.day(table, (DAY - timedelta(days=number)).date()) / "day.parquet")
+
+    def compacted(self, table: str) -> Path:
+        """Give the file of the day as the program compacts it."""
+        return Lake(self.whole).day(table, DAY.date()) / "day.parquet"
 
     @contextmanager
     def engine(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -226,37 +224,29 @@ class Made:
             engine.execute(MACROS)
             made = HOUR_SQL.format(hour=hour, first=number * size, last=(number + 1) * size)
             engine.execute(f"CREATE TABLE attempts AS {made}")
-            for table, sql in (("attempts", f"FROM attempts ORDER BY {ORDER}"), ("rollups", rollup.SQL)):
-                with replacing(self.lake.hour(table, hour)) as path:
-                    engine.execute(f"COPY ({sql}) TO '{path}' {HOW}")
+            for table, sql in (
+                ("attempts", f"FROM attempts ORDER BY {ingest.ORDER['attempts']}"),
+                ("rollups", rollup.SQL),
+            ):
+                ingest.save(engine, sql, self.lake.hour(table, hour))
 
     def _again(self, hour: datetime, made: datetime) -> None:
         """Use an hour for another: its attempts as they are, its roll-ups at their time."""
         link(self.lake.hour("attempts", made), self.lake.hour("attempts", hour))
         if not self.lake.hour("rollups", hour).exists():
             rows = f"SELECT * REPLACE (bucket + TO_HOURS({(hour - made) // HOUR}) AS bucket)"
-            with self.engine() as engine, replacing(self.lake.hour("rollups", hour)) as path:
-                engine.execute(f"COPY ({rows} FROM '{self.lake.hour('rollups', made)}') TO '{path}' {HOW}")
+            with self.engine() as engine:
+                ingest.save(engine, f"{rows} FROM '{self.lake.hour('rollups', made)}'", self.lake.hour("rollups", hour))
 
-    def _compact(self, table: str, order: str, whole: Path) -> None:
-        """Sort a day, one range of its first column after another."""
-        count = 24 if table == "rollups" else self.hours
-        names = [str(self.lake.hour(table, DAY + number * HOUR)) for number in range(count)]
-        hours = f"read_parquet({names}, hive_partitioning = false)"
-        self.temporary.mkdir(parents=True, exist_ok=True)
-        with self.engine() as engine, replacing(whole) as path:
-            if table == "rollups":
-                engine.execute(f"COPY (FROM {hours} ORDER BY {order}) TO '{path}' {DAY_HOW}")
-                return
-            shares = [number / RANGES for number in range(1, RANGES)]
-            row = engine.execute(f"SELECT quantile_disc(recipient, {shares}) FROM {hours} USING SAMPLE 1%").fetchone()
-            assert row
-            edges = ["", *row[0], "\U0010ffff"]
-            parts = [str(self.temporary / f"{number}.parquet") for number in range(RANGES)]
-            for part, first, last in zip(parts, edges, edges[1:], strict=False):
-                rows = f"FROM {hours} WHERE recipient >= $first AND recipient < $last ORDER BY {order}"
-                engine.execute(f"COPY ({rows}) TO '{part}' {HOW}", {"first": first, "last": last})
-            engine.execute(f"COPY (FROM read_parquet({parts})) TO '{path}' {DAY_HOW}")
+    def _compact(self) -> None:
+        """Let the program compact the day, in a lake of its own."""
+        whole = Lake(self.whole)
+        for table, hours in (("attempts", self.hours), ("rollups", 24)):
+            for hour in (DAY + number * HOUR for number in range(hours)):
+                link(self.lake.hour(table, hour), whole.hour(table, hour))
+        start, used = time.monotonic(), time.process_time()
+        maintain.compact(ingest.Hours(Settings(logs=self.whole, lake=self.whole)), DAY + timedelta(days=2))
+        print(f"compacted in {time.monotonic() - start:.0f} s, {time.process_time() - used:.0f} CPU s")
 
 
 def link(path: Path, name: Path) -> None:
@@ -335,7 +325,7 @@ def lake(folder: Path, hours: int) -> dict[str, Any]:
     spans = {"1 h": (last, last + HOUR), "24 h": (DAY, end), f"{DAYS} days": (DAY - timedelta(days=DAYS - 1), end)}
     files = made.lake.files("attempts", DAY, last + HOUR)
     answer: dict[str, Any] = {"hours": hours, "look-ups": {}, "fresh process": {}, "charts": {}}
-    for name, paths in (("hours", files), ("compacted", [made.whole / "attempts.parquet"])):
+    for name, paths in (("hours", files), ("compacted", [made.compacted("attempts")])):
         total, columns = cost(*paths)
         answer[f"bytes, {name}"] = {"total": round(total, 1), **columns}
         print(f"\n{name}: {total:.1f} bytes an attempt (goal {GOALS['bytes']})")

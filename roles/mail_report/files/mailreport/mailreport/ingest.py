@@ -18,10 +18,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ HOUR = timedelta(hours=1)
 # of days that is most of it.
 ROW_GROUP = 16_384
 DAY_ROW_GROUP = 65_536
+RANGE = 1_500_000  # rows of a day that are sorted at a time; they take about a kilobyte each
 LEVEL = 1  # of zstd: the default, 3, takes a third more of the time for files of the same size
 # Total orders of the tables, so that the same rows make the same bytes. Few and short keys sort fast, and what more
 # tells attempts apart is needed for those of one microsecond only.
@@ -204,31 +206,66 @@ class Hours:
             engine.execute(f"CREATE VIEW rollups AS {rollup.SQL}")
             for name in ("rejects", "unparsed", "rollups", "attempts"):
                 path = self.lake.hour(name, hour) if part is None else self.lake.part(name, hour, part)
-                query = f"FROM {name}"
                 day = self.lake.day(name, hour.date()) / "day.parquet"
                 if part is None and day.exists():
-                    path = day
                     column = "bucket" if name == "rollups" else "time"
                     others = f"FROM {rows_of([day])} WHERE date_trunc('hour', {column}) <> TIMESTAMP '{hour}'"
-                    query += f" UNION ALL {others}"
-                save(engine, f"{query} ORDER BY {ORDER[name]}", path)
+                    self.save_day(engine, name, f"FROM {name} UNION ALL {others}", [day], day)
+                else:
+                    save(engine, f"FROM {name} ORDER BY {ORDER[name]}", path)
+
+    def save_day(
+        self, engine: duckdb.DuckDBPyConnection, table: str, query: str, files: Sequence[Path], path: Path
+    ) -> None:
+        """Write the rows of a day, one range of recipients after another: all at once would need room for the tenfold.
+
+        :param files: that hold most of what the query gives. They are sorted, so that their own notes tell the ranges.
+        """
+        edges = ranges(engine, files) if ORDER[table].startswith("recipient,") else []
+        parts = []
+        for number, (first, last) in enumerate(pairwise(["", *edges, ""])):
+            where = [f"recipient >= {_text(first)}"] * bool(first) + [f"recipient < {_text(last)}"] * bool(last)
+            rows = f"FROM ({query})" + (f" WHERE {' AND '.join(where)}" if where else "")
+            parts.append(self.temporary / f"{table}-{number}.parquet" if edges else path)
+            save(engine, f"{rows} ORDER BY {ORDER[table]}", parts[-1], DAY_ROW_GROUP)
+        if edges:
+            save(engine, f"FROM {rows_of(parts)}", path, DAY_ROW_GROUP)
+            for part in parts:
+                part.unlink()
+
+
+def ranges(engine: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> list[str]:
+    """Give recipients that part the rows of sorted files into ranges of about so many that fit into memory."""
+    found = engine.execute(
+        """SELECT stats_min_value, row_group_num_rows FROM parquet_metadata($files)
+        WHERE path_in_schema = 'recipient' AND stats_min_value <> '' ORDER BY 1""",
+        {"files": [str(path) for path in files]},
+    )
+    edges: list[str] = []
+    count = 0
+    for recipient, rows in found.fetchall():
+        if count >= RANGE and recipient not in edges[-1:]:
+            edges.append(recipient)
+            count = 0
+        count += rows
+    return edges
 
 
 def rows_of(files: Iterable[Path]) -> str:
     """Give SQL for the rows of some files. The names of their folders are no columns."""
-    return f"read_parquet([{', '.join(map(_quoted, files))}], hive_partitioning = false)"
+    return f"read_parquet([{', '.join(_text(path) for path in files)}], hive_partitioning = false)"
 
 
-def save(engine: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
-    """Write what a query gives."""
+def save(engine: duckdb.DuckDBPyConnection, query: str, path: Path, rows: int = ROW_GROUP) -> None:
+    """Write what a query gives, in groups of so many rows."""
     with replacing(path) as temporary:
-        rows = DAY_ROW_GROUP if path.name == "day.parquet" else ROW_GROUP
         options = f"FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {LEVEL}, ROW_GROUP_SIZE {rows}"
-        engine.execute(f"COPY ({query}) TO {_quoted(temporary)} ({options})")
+        engine.execute(f"COPY ({query}) TO {_text(temporary)} ({options})")
 
 
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
+def _text(value: str | Path) -> str:
+    """Give a text in SQL."""
+    return "'" + str(value).replace("'", "''") + "'"
 
 
 class Follower:

@@ -9,7 +9,7 @@ import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from mailreport.ingest import ORDER, Hours, rows_of, save
+from mailreport.ingest import Hours, rows_of
 from mailreport.lake import TABLES
 
 
@@ -35,7 +35,7 @@ def compact(hours: Hours, now: datetime | None = None) -> list[Path]:
                 whole = folder / "day.parquet"
                 if singles and not whole.exists():
                     with hours.engine() as engine:
-                        save(engine, f"FROM {rows_of(singles)} ORDER BY {ORDER[table]}", whole)
+                        hours.save_day(engine, table, f"FROM {rows_of(singles)}", singles, whole)
                     made.append(whole)
                 for path in singles:
                     path.unlink()
