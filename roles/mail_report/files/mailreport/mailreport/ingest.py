@@ -36,12 +36,19 @@ from mailreport.logs import AGES, STAMP
 from mailreport.settings import Settings
 
 HOUR = timedelta(hours=1)
-# Rows. A look-up of one recipient reads a group of each file, and what each file says of all its groups: over a month
-# of days that is most of it.
-ROW_GROUP = 16_384
-DAY_ROW_GROUP = 65_536
 RANGE = 1_500_000  # rows of a day that are sorted at a time; they take about a kilobyte each
-LEVEL = 1  # of zstd: the default, 3, takes a third more of the time for files of the same size
+
+
+class Form(NamedTuple):
+    """How a file is written."""
+
+    rows: int  # of a group. A look-up of one recipient reads a group of each file, and its notes of all groups
+    level: int  # of zstd
+
+
+HOUR_FORM = Form(16_384, 1)  # the usual level, 3, takes longer for files that are no smaller
+# Written once and read for a month, most of which goes into the notes of all groups.
+DAY_FORM = Form(65_536, 9)
 # Total orders of the tables, so that the same rows make the same bytes. Few and short keys sort fast, and what more
 # tells attempts apart is needed for those of one microsecond only.
 ORDER = {
@@ -227,9 +234,9 @@ class Hours:
             where = [f"recipient >= {_text(first)}"] * bool(first) + [f"recipient < {_text(last)}"] * bool(last)
             rows = f"FROM ({query})" + (f" WHERE {' AND '.join(where)}" if where else "")
             parts.append(self.temporary / f"{table}-{number}.parquet" if edges else path)
-            save(engine, f"{rows} ORDER BY {ORDER[table]}", parts[-1], DAY_ROW_GROUP)
+            save(engine, f"{rows} ORDER BY {ORDER[table]}", parts[-1], HOUR_FORM if edges else DAY_FORM)
         if edges:
-            save(engine, f"FROM {rows_of(parts)}", path, DAY_ROW_GROUP)
+            save(engine, f"FROM {rows_of(parts)}", path, DAY_FORM)
             for part in parts:
                 part.unlink()
 
@@ -256,10 +263,10 @@ def rows_of(files: Iterable[Path]) -> str:
     return f"read_parquet([{', '.join(_text(path) for path in files)}], hive_partitioning = false)"
 
 
-def save(engine: duckdb.DuckDBPyConnection, query: str, path: Path, rows: int = ROW_GROUP) -> None:
-    """Write what a query gives, in groups of so many rows."""
+def save(engine: duckdb.DuckDBPyConnection, query: str, path: Path, form: Form = HOUR_FORM) -> None:
+    """Write what a query gives."""
     with replacing(path) as temporary:
-        options = f"FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {LEVEL}, ROW_GROUP_SIZE {rows}"
+        options = f"FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {form.level}, ROW_GROUP_SIZE {form.rows}"
         engine.execute(f"COPY ({query}) TO {_text(temporary)} ({options})")
 
 
