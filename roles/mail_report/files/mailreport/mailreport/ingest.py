@@ -224,7 +224,7 @@ class Hours:
     def save_day(
         self, engine: duckdb.DuckDBPyConnection, table: str, query: str, files: Sequence[Path], path: Path
     ) -> None:
-        """Write the rows of a day, one range of recipients after another: all at once would need room for the tenfold.
+        """Write the rows of a day, one range of recipients after another: all at once takes ten times the room.
 
         :param files: that hold most of what the query gives. They are sorted, so that their own notes tell the ranges.
         """
