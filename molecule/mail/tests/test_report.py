@@ -140,6 +140,6 @@ def test_only_what_changed_is_restarted(log_host: Any, play: Callable[..., Any])
     for only_told in (["--check"], []):
         assert play("report", "--limit=log-01", *only_told, **other).changes == 1
     assert started(log_host) == before  # the page sees by itself who may log in
-    log_host.check_output("echo >> /etc/pki/tls/certs/report.crt")
+    log_host.check_output("echo >> /etc/ssl/report.crt")
     assert play("report", "--limit=log-01").changes == 2  # the users as before, the restart
     assert [old == new for old, new in zip(before, started(log_host), strict=True)] == [True, False]

@@ -15,7 +15,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
@@ -59,6 +59,13 @@ class Prometheus:
     def _open(self, url: str, login: str) -> Any:
         header = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {}
         return urlopen(Request(url, headers=header), timeout=10, context=self._trust)
+
+    def answers(self) -> bool:
+        """Whether it has started."""
+        try:
+            return self.status(f"https://{self.address}:9090/-/ready", LOGIN) == 200
+        except URLError:
+            return False
 
     def ask(self, query: str) -> dict[str, float]:
         """Give the values of an expression by their instance."""
@@ -298,19 +305,6 @@ def test_bad_input_stops_before_anything_is_changed(
     assert hosts["monitor-1"].check_output(state) == before
 
 
-def test_can_be_removed_and_made_again(hosts, play) -> None:
-    """On a host of each family, with packages and with archives. The series of Prometheus stay."""
-    limit = "--limit=mx-1,monitor-1,localhost"
-    assert play("converge", limit, monitoring_state="absent").changes
-    for name in ("mx-1", "monitor-1"):
-        assert hosts[name].run("ss -Hltn | grep -E ':(9090|9093|9100) '").rc == 1
-        assert hosts[name].run("systemctl cat site-metrics.timer prometheus-node-exporter.service").rc == 1
-    assert hosts["monitor-1"].file("/var/lib/prometheus/metrics2/wal").is_directory
-    assert play("converge", limit, monitoring_state="absent").changes == 0
-    assert play("converge", limit).changes
-    assert hosts["mx-1"].run("systemctl is-active site-metrics.timer prometheus-node-exporter.service").rc == 0
-
-
 def test_dashboards_have_what_they_ask_for(prometheus: Prometheus, tmp_path: Path) -> None:
     """Their queries are taken, and pictures of them drawn; those of what runs here have values."""
     (tmp_path / "ca.crt").write_text(prometheus.host.file(CA).content_string)
@@ -383,3 +377,17 @@ def test_what_it_costs_a_host(hosts, prometheus: Prometheus) -> None:
         assert share < 0.05
     seconds = prometheus.ask('scrape_duration_seconds{job="node"}')
     print("scrape:", ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in sorted(seconds.items())))
+
+
+def test_can_be_removed_and_made_again(hosts, prometheus: Prometheus, play, until: Callable[..., float]) -> None:
+    """On a host of each family, with packages and with archives. The series of Prometheus stay."""
+    limit = "--limit=mx-1,monitor-1,localhost"
+    assert play("converge", limit, monitoring_state="absent").changes
+    for name in ("mx-1", "monitor-1"):
+        assert hosts[name].run("ss -Hltn | grep -E ':(9090|9093|9100) '").rc == 1
+        assert hosts[name].run("systemctl cat site-metrics.timer prometheus-node-exporter.service").rc == 1
+    assert hosts["monitor-1"].file("/var/lib/prometheus/metrics2/wal").is_directory
+    assert play("converge", limit, monitoring_state="absent").changes == 0
+    assert play("converge", limit).changes
+    assert hosts["mx-1"].run("systemctl is-active site-metrics.timer prometheus-node-exporter.service").rc == 0
+    until(lambda: prometheus.answers() and prometheus.ask("postfix_up") == {"mx-1": 1, "mx-2": 1}, 60)
