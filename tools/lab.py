@@ -95,7 +95,8 @@ def make_venv() -> str:
     run(sys.executable, "-m", "venv", VENV)
     # Quiet, but a minute of silence makes people doubt.
     print("    installing the locked Python tools (about a minute)", flush=True)
-    pip = (VENV / "bin/pip", "install", "-qq", "--disable-pip-version-check")
+    # What is never imported need not be compiled, and that is most of it.
+    pip = (VENV / "bin/pip", "install", "-qq", "--disable-pip-version-check", "--no-compile")
     run(*pip, "--require-hashes", "--requirement", lock)
     shutil.copyfile(lock, stamp)
     return "installed"
