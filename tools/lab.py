@@ -224,14 +224,9 @@ def bench() -> None:
     timings = Timings()
     env = prepare(timings)
     timings.run("daemons", make_daemons)
-    for program in (
-        ("build_once.py", "--literal"),
-        ("pool.py",),
-        ("mail.py",),
-        ("mail_ingest.py",),
-        ("mail_report.py",),
-    ):
-        run(VENV / "bin/python", f"tests/bench/{program[0]}", *program[1:], env=env)
+    for command in ("build_once.py --literal", "pool.py", "mail.py", "mail_ingest.py", "mail_report.py"):
+        program, *options = command.split()
+        run(VENV / "bin/python", f"tests/bench/{program}", *options, env=env)
 
 
 def make_daemons() -> str:

@@ -212,13 +212,13 @@ class Hours:
                 engine.register(name, pa.concat_tables([TABLES[name].empty_table(), *rows]))
             engine.execute(f"CREATE VIEW rollups AS {rollup.SQL}")
             for name in ("rejects", "unparsed", "rollups", "attempts"):
-                path = self.lake.hour(name, hour) if part is None else self.lake.part(name, hour, part)
                 day = self.lake.day(name, hour.date()) / "day.parquet"
                 if part is None and day.exists():
                     column = "bucket" if name == "rollups" else "time"
                     others = f"FROM {rows_of([day])} WHERE date_trunc('hour', {column}) <> TIMESTAMP '{hour}'"
                     self.save_day(engine, name, f"FROM {name} UNION ALL {others}", [day], day)
                 else:
+                    path = self.lake.hour(name, hour) if part is None else self.lake.part(name, hour, part)
                     save(engine, f"FROM {name} ORDER BY {ORDER[name]}", path)
 
     def save_day(
@@ -229,16 +229,19 @@ class Hours:
         :param files: that hold most of what the query gives. They are sorted, so that their own notes tell the ranges.
         """
         edges = ranges(engine, files) if ORDER[table].startswith("recipient,") else []
+        if not edges:
+            save(engine, f"FROM ({query}) ORDER BY {ORDER[table]}", path, DAY_FORM)
+            return
         parts = []
         for number, (first, last) in enumerate(pairwise(["", *edges, ""])):
-            where = [f"recipient >= {_text(first)}"] * bool(first) + [f"recipient < {_text(last)}"] * bool(last)
-            rows = f"FROM ({query})" + (f" WHERE {' AND '.join(where)}" if where else "")
-            parts.append(self.temporary / f"{table}-{number}.parquet" if edges else path)
-            save(engine, f"{rows} ORDER BY {ORDER[table]}", parts[-1], HOUR_FORM if edges else DAY_FORM)
-        if edges:
-            save(engine, f"FROM {rows_of(parts)}", path, DAY_FORM)
-            for part in parts:
-                part.unlink()
+            parts.append(self.temporary / f"{table}-{number}.parquet")
+            where, values = "recipient >= $first", {"first": first}
+            if last:
+                where, values["last"] = f"{where} AND recipient < $last", last
+            save(engine, f"FROM ({query}) WHERE {where} ORDER BY {ORDER[table]}", parts[-1], values=values)
+        save(engine, f"FROM {rows_of(parts)}", path, DAY_FORM)
+        for part in parts:
+            part.unlink()
 
 
 def ranges(engine: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> list[str]:
@@ -260,19 +263,24 @@ def ranges(engine: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> list[str
 
 def rows_of(files: Iterable[Path]) -> str:
     """Give SQL for the rows of some files. The names of their folders are no columns."""
-    return f"read_parquet([{', '.join(_text(path) for path in files)}], hive_partitioning = false)"
+    return f"read_parquet([{', '.join(map(_quoted, files))}], hive_partitioning = false)"
 
 
-def save(engine: duckdb.DuckDBPyConnection, query: str, path: Path, form: Form = HOUR_FORM) -> None:
-    """Write what a query gives."""
+def save(
+    engine: duckdb.DuckDBPyConnection,
+    query: str,
+    path: Path,
+    form: Form = HOUR_FORM,
+    values: Mapping[str, str] | None = None,
+) -> None:
+    """Write what a query gives, with values for its ``$name``."""
     with replacing(path) as temporary:
         options = f"FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {form.level}, ROW_GROUP_SIZE {form.rows}"
-        engine.execute(f"COPY ({query}) TO {_text(temporary)} ({options})")
+        engine.execute(f"COPY ({query}) TO {_quoted(temporary)} ({options})", values)
 
 
-def _text(value: str | Path) -> str:
-    """Give a text in SQL."""
-    return "'" + str(value).replace("'", "''") + "'"
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 class Follower:

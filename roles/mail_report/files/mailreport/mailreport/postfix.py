@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from mailreport import kernels as k
 from mailreport import lake
 
-ROWS = 8192  # made into a table at a time: so many stay in the processor's cache, one column after another
+ROWS = 8192  # made into a table at a time, to need less memory
 _LOOPBACK = r"^(127\.|::1$)"
 _SECOND = 1_000_000
 # Columns of texts: where they are, and whether they are written in lower case.
