@@ -17,17 +17,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = 80  # lines of the log of a scenario that failed, and at most as many that name a failure
+SHOWN = 120  # lines of the log of a scenario that failed, and at most as many that name a failure
 TELLING = re.compile(r"E  |FAILED |ERROR |fatal: |\[ERROR\]")
 ANSI = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\]8;[^\x07\x1b]*(\x07|\x1b\\))")  # colours and links
 
 
 def excerpt(log: str) -> list[str]:
-    """Give why a scenario failed: the end before its hosts were removed, and each line that names a failure."""
+    """Give why a scenario failed: the tests that did, or the end before its hosts were removed; and what names a failure."""
     lines = ANSI.sub("", log).splitlines()
     removal = [number for number, line in enumerate(lines) if line.endswith("destroy: Executing")]
     before = lines[: removal[-1]] if len(removal) > 1 else lines  # the first removes what an earlier run left
-    return [*before[-SHOWN:], "Failures named in the log:", *list(filter(TELLING.match, before))[-SHOWN:]]
+    sections = [number for number, line in enumerate(before) if re.match(r"=+ .* =+$", line)]
+    failures = [number for number in sections if before[number].strip("= ") == "FAILURES"]
+    if failures:
+        end = next((number for number in sections if number > failures[-1]), len(before))
+        shown = before[failures[-1] : end]
+    else:
+        shown = before
+    return [*shown[-SHOWN:], "Failures named in the log:", *list(filter(TELLING.match, before))[-SHOWN:]]
 
 
 @pytest.mark.usefixtures("others_are_done")

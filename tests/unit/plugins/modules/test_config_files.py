@@ -424,7 +424,7 @@ def test_a_full_disk_leaves_all_as_it_was(write, etc, monkeypatch):
 
 def microseconds(moment):
     """The moment, in seconds since the epoch, as systemd's monotonic time."""
-    return round((moment - (time.time() - time.monotonic())) * 1e6)
+    return round((moment * 1e9 - config_files.boot_time()) / 1e3)
 
 
 @pytest.fixture
