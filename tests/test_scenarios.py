@@ -23,7 +23,7 @@ ANSI = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\]8;[^\x07\x1b]*(\x07|\x1b\\))")  # 
 
 
 def excerpt(log: str) -> list[str]:
-    """Give why a scenario failed: the tests that did, or the end before its hosts were removed; and what names a failure."""
+    """Give why a scenario failed: the tests that did, else the end before its hosts were removed."""
     lines = ANSI.sub("", log).splitlines()
     removal = [number for number, line in enumerate(lines) if line.endswith("destroy: Executing")]
     before = lines[: removal[-1]] if len(removal) > 1 else lines  # the first removes what an earlier run left

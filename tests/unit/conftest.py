@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import getpass
+import os
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +22,26 @@ from typing import Any
 
 import pytest
 
+CLONE_NEWNET, SIOCSIFFLAGS, IFF_UP = 0x40000000, 0x8914, 1  # of Linux
+
 Serving = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_network() -> Iterator[None]:
+    """Let these tests have a network of their own: the loopback interface alone.
+
+    Scenarios begin and end meanwhile, and Chromium breaks off what it loads when a network comes or goes.
+    """
+    system = ctypes.CDLL(None)
+    with open("/proc/thread-self/ns/net") as before:  # threads that run already stay where they are
+        if os.geteuid() != 0 or system.unshare(CLONE_NEWNET) != 0:
+            yield
+            return
+        with socket.socket() as asking:
+            fcntl.ioctl(asking, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
+        yield
+        system.setns(before.fileno(), CLONE_NEWNET)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import namespaces
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -49,13 +50,25 @@ def tries(hosts: dict[str, Any], log_host: Any, until: Callable[..., float]) -> 
 
 
 @pytest.fixture
-def page(log_host: Any) -> Iterator[Page]:
-    """Give the page to somebody who has logged in."""
+def chromium(log_host: Any, tmp_path: Path) -> Path:
+    """Give a Chromium in the network of the log host: it breaks off what it loads when a network comes or goes."""
     if not CHROMIUM.exists():
         pytest.skip("Debian's package chromium is not installed")
+    process = namespaces.first_process(log_host.backend.get_variables()["ansible_host"])
+    if process is None:  # on another machine
+        return CHROMIUM
+    inside = tmp_path / "chromium"
+    inside.write_text(f'#!/bin/sh\nexec nsenter --target={process} --net {CHROMIUM} "$@"\n')
+    inside.chmod(0o755)
+    return inside
+
+
+@pytest.fixture
+def page(log_host: Any, chromium: Path) -> Iterator[Page]:
+    """Give the page to somebody who has logged in."""
     address = log_host.check_output("hostname -I").split()[0]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=str(chromium), args=list(FLAGS))
         page = browser.new_context(ignore_https_errors=True, viewport={"width": 375, "height": 740}).new_page()
         page.goto(f"https://{address}:8480/")
         page.get_by_label("Name").fill(USER)

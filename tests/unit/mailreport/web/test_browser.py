@@ -105,6 +105,13 @@ def start(page, name="reader"):
     page.wait_for_selector("#recipient:focus")
 
 
+def picture(page, name, height):
+    """Keep a picture of the upper part of a page for the README: TENFOLD_PICTURES=roles/mail_report/files/pictures."""
+    if "TENFOLD_PICTURES" in os.environ:
+        part = {"x": 0, "y": 0, "width": WIDE["width"], "height": height}
+        page.screenshot(path=Path(os.environ["TENFOLD_PICTURES"], f"{name}.png"), full_page=True, clip=part)
+
+
 def tab_to(page, selector):
     """Press Tab until the focus is on an element."""
     for _turn in range(40):
@@ -137,6 +144,8 @@ def test_mail_is_found_by_keyboard(open_page, window, scripts):
     assert outline == "solid", "the focus is seen"
     page.keyboard.press("Enter")
     page.wait_for_selector("h1:has-text('The way of a mail')")
+    if window is WIDE and scripts:
+        picture(page, "mail", 1460)
     assert page.locator(".stop > h3").all_inner_texts() == ["mx-01 5B07D9E112", "fallback-01 8F3A21C04E"]
     assert fits(page)
     tab_to(page, "#lines a.button")
@@ -155,6 +164,8 @@ def test_mail_is_found_by_keyboard(open_page, window, scripts):
     for path in more:
         page.goto(path)
         assert fits(page), path
+        if window is WIDE and scripts and "charts" in path:
+            picture(page, "charts", 1250)
 
 
 def test_scripts_load_only_what_is_new(open_page):
