@@ -55,6 +55,7 @@ def serving() -> Serving:
         answers: Callable[[], bool],
         turns: int = 150,
         pause: float = 0.1,
+        stop: Callable[[subprocess.Popen[bytes]], None] = subprocess.Popen.terminate,
         **options: Any,
     ) -> Iterator[None]:
         """Start it in a folder, where its log goes.
@@ -77,7 +78,7 @@ def serving() -> Serving:
                 pytest.fail(f"{command} does not serve: {log.read_text()}")
             yield
         finally:
-            server.terminate()
+            stop(server)
             server.wait(20)
 
     return serving
@@ -131,7 +132,9 @@ def start_memcached(serving: Serving, tmp_path_factory: pytest.TempPathFactory) 
             # memcached refuses to run as root unless it is told to.
             command = [binary, "-u", getpass.getuser(), "-t", "1", *listen, *arguments]
             memcached = Memcached(options)
-            running.enter_context(serving(command, directory, memcached.answers, turns=250, pause=0.02))
+            # It takes two seconds to end by itself.
+            stop = subprocess.Popen.kill
+            running.enter_context(serving(command, directory, memcached.answers, turns=250, pause=0.02, stop=stop))
             return memcached
 
         yield start
