@@ -1,7 +1,7 @@
 # Copyright: Tenfold contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What tests of several parts share: servers that run for a while, and memcacheds."""
+"""What tests of several parts share: a network of their own, servers that run for a while, and memcacheds."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def serving() -> Serving:
 
         :param answers: whether it serves; while it doesn't, it may raise OSError.
         :param turns: how often to ask, with a pause in seconds after each.
+        :param stop: what ends it.
         :param options: of `subprocess.Popen`.
         """
         log = folder / "log"
